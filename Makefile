@@ -1,0 +1,84 @@
+# make          builds bin/pitr
+# make demo     archives, backs up, breaks and restores a real PostgreSQL server in a scratch directory
+# make test     all tests, against the PostgreSQL of the distribution
+# make help     the rest
+SHELL := /bin/bash
+.SHELLFLAGS := -o pipefail -ec
+.DEFAULT_GOAL := build
+.PHONY: build deps demo test test-versions lint bench clean help
+
+REVISION := $(shell git rev-parse --verify --quiet HEAD 2>/dev/null)
+VERSION := $(or $(if $(REVISION),$(shell git describe --tags --always --dirty 2>/dev/null)),dev)
+# Without a readable repository (an unpacked archive, another user's directory) Go must not look for one.
+BUILDFLAGS := -trimpath -buildvcs=$(if $(REVISION),auto,false) -ldflags '-X main.version=$(VERSION)'
+# The race detector and the C compressor both need a C compiler; Go finds out whether there is one.
+CGO := $(shell go env CGO_ENABLED)
+RACE := $(if $(filter 1,$(CGO)),-race)
+TESTFLAGS := -json -count=1 -timeout 15m
+
+TOOLS := $(CURDIR)/bin/tools
+STATICCHECK := $(TOOLS)/staticcheck-v0.8.2
+GOVULNCHECK := $(TOOLS)/govulncheck-v1.9.0
+
+build:
+	$(if $(filter 1,$(CGO)),,@echo 'No C compiler found: building with the pure Go compressor, which is slower. The format is the same.')
+	go build $(BUILDFLAGS) -o bin/pitr ./cmd/pitr
+
+deps:
+	./tests/deps/run postgresql
+
+demo: deps build
+	./tests/demo/run
+
+# The packages run under the race detector. What stands under tests/ drives servers and the built program, where the
+# detector would see little and cost much.
+test: deps build bin/count
+	go vet ./...
+	$(if $(RACE),,@echo 'No C compiler found: running without the race detector.')
+	( failed=0; \
+	  go test $(TESTFLAGS) $(RACE) $$(go list ./... | grep -v '^pitr/tests') || failed=1; \
+	  go test $(TESTFLAGS) ./tests/... || failed=1; \
+	  exit $$failed ) | bin/count
+
+test-versions: deps build bin/count
+	./tests/versions/run
+
+.PHONY: bin/count
+bin/count:
+	go build -o $@ ./tests/count
+
+lint: $(STATICCHECK) $(GOVULNCHECK)
+	@unformatted=$$(gofmt -l .); if [ -n "$$unformatted" ]; then echo "not formatted: $$unformatted" >&2; exit 1; fi
+	go vet ./...
+	$(STATICCHECK) ./...
+	@status=0; $(GOVULNCHECK) ./... || status=$$?; \
+	case $$status in \
+	0) ;; \
+	3) exit 1 ;; \
+	*) echo 'NOT CHECKED for known vulnerabilities: govulncheck could not run (its database is fetched from the network).' >&2 ;; \
+	esac
+
+$(STATICCHECK):
+	GOBIN=$(TOOLS) go install honnef.co/go/tools/cmd/staticcheck@v0.8.2
+	mv $(TOOLS)/staticcheck $@
+
+$(GOVULNCHECK):
+	GOBIN=$(TOOLS) go install golang.org/x/vuln/cmd/govulncheck@v1.9.0
+	mv $(TOOLS)/govulncheck $@
+
+bench: build
+	./tests/deps/run postgresql bench
+	go run ./tests/bench $(BENCHFLAGS)
+
+clean:
+	rm -rf bin
+
+help:
+	@echo 'make build          bin/pitr'
+	@echo 'make deps           install PostgreSQL from the distribution, or say what to install'
+	@echo 'make demo           the whole line on a server of its own, in under three minutes'
+	@echo 'make test           all tests; ends with what passed, failed and was skipped'
+	@echo 'make test-versions  the server tests on PostgreSQL 14 to 18 (fetches them with npm)'
+	@echo 'make lint           gofmt, go vet, staticcheck, govulncheck'
+	@echo 'make bench          side by side with pgBackRest and zstd'
+	@echo 'make clean          remove bin/'
