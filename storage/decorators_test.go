@@ -90,6 +90,13 @@ func TestLimit(t *testing.T) {
 	}
 }
 
+type zeros struct{}
+
+func (zeros) Read(p []byte) (int, error) {
+	clear(p)
+	return len(p), nil
+}
+
 func TestNoLimit(t *testing.T) {
 	inner := storagetest.Memory()
 	if storage.Limit(inner, 0, 0) != inner {

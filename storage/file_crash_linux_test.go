@@ -229,10 +229,3 @@ func testUnmounted(t *testing.T, dir string) {
 		t.Errorf("the mount point holds %v, %v", entries, err)
 	}
 }
-
-type zeros struct{}
-
-func (zeros) Read(p []byte) (int, error) {
-	clear(p)
-	return len(p), nil
-}

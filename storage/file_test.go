@@ -234,6 +234,30 @@ func TestFileVanishes(t *testing.T) {
 	}
 }
 
+// A listing during which the store goes must not end as if all the rest had been deleted.
+func TestFileVanishesInAListing(t *testing.T) {
+	dir := t.TempDir() + "/store"
+	b := open(t, dir)
+	for _, key := range []string{"a/1", "b/2", "c/3"} {
+		create(t, b, key, "x")
+	}
+	var got []string
+	var last error
+	for o, err := range b.List(t.Context(), "", "") {
+		if last = err; err != nil {
+			continue
+		}
+		if got = append(got, o.Key); len(got) == 1 {
+			if err := os.Rename(dir, dir+".away"); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	if !errors.Is(last, storage.ErrVanished) || !slices.Equal(got, []string{"a/1"}) {
+		t.Errorf("listed %q, then %v, want ErrVanished", got, last)
+	}
+}
+
 // Files that the file system or its tools put into a store are no objects.
 func TestFileForeignFiles(t *testing.T) {
 	dir := t.TempDir()

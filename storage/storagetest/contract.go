@@ -46,6 +46,7 @@ func (c Contract) Run(t *testing.T) {
 		{"keys that exclude each other", testExcluding},
 		{"order", testOrder},
 		{"list stops", testListStops},
+		{"list while deleting", testListWhileDeleting},
 		{"list while others write", testListWhileWriting},
 		{"delete", testDelete},
 		{"create while others delete", testCreateWhileDeleting},

@@ -100,6 +100,32 @@ func testListStops(t *testing.T, b storage.Bucket) {
 	}
 }
 
+// testListWhileDeleting: what goes after the listing has begun, from its place or with all that is around it, is in it or
+// not, and disturbs nothing.
+func testListWhileDeleting(t *testing.T, b storage.Bucket) {
+	for _, key := range []string{"a/1/x", "a/2/x", "a/2/y/z", "a/3", "a/4/x", "b"} {
+		create(t, b, key, key)
+	}
+	var got []string
+	for o, err := range b.List(t.Context(), "", "") {
+		if err != nil {
+			t.Fatal(err)
+		}
+		if o.Key == "a/1/x" {
+			if err := b.Delete(t.Context(), "a/1/x", "a/2/x", "a/2/y/z", "a/3"); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if !strings.HasPrefix(o.Key, "a/2") && o.Key != "a/3" {
+			got = append(got, o.Key)
+		}
+	}
+	if want := []string{"a/1/x", "a/4/x", "b"}; !slices.Equal(got, want) {
+		t.Errorf("of what was there all the time %q was listed, want %q", got, want)
+	}
+	wantKeys(t, b, "a/4/x", "b")
+}
+
 // testListWhileWriting: what is there all the time is listed once, in order, whatever comes and goes around it.
 func testListWhileWriting(t *testing.T, b storage.Bucket) {
 	var stay []string
