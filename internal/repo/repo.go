@@ -36,6 +36,12 @@ type Facts struct {
 	Encryption string `json:"encryption"`
 }
 
+// sameAs compares what f says of the server.
+func (f Facts) sameAs(g Facts) bool {
+	g.Created, g.Format, g.Encryption = f.Created, f.Format, f.Encryption
+	return f == g
+}
+
 // ErrNoRepository reports that a bucket holds nothing of a lineage.
 var ErrNoRepository = errors.New("no repository of this cluster")
 
@@ -88,10 +94,7 @@ func Ensure(ctx context.Context, b storage.Bucket, f Facts, now time.Time) (*Rep
 	case err != nil:
 		return nil, err
 	default:
-		same := r.facts
-		same.Created = f.Created
-		same.Format, same.Encryption = f.Format, f.Encryption
-		if same == f {
+		if r.facts.sameAs(f) {
 			return r, nil
 		}
 	}
