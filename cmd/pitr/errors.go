@@ -12,6 +12,8 @@ import (
 
 	"pitr/internal/config"
 	"pitr/internal/hint"
+	"pitr/internal/repo"
+	"pitr/recovery"
 )
 
 // The exit statuses of the command-line contract. `wal fetch` has its own.
@@ -49,6 +51,12 @@ func status(err error) int {
 		return exitUsage
 	case as[*config.Error](err):
 		return exitConfig
+	case errors.Is(err, recovery.ErrUnreachable):
+		return exitTarget
+	case as[*verificationError](err), errors.Is(err, repo.ErrDamaged):
+		return exitDamaged
+	case errors.Is(err, recovery.ErrRefused):
+		return exitRefused
 	}
 	return exitFailed
 }

@@ -41,6 +41,9 @@ func (a *app) config() (*config.Config, error) {
 // run executes one command line and returns the exit status. The first SIGINT or SIGTERM cancels the command's
 // context, upon which it stops cleanly; the second one ends the process as it would any other.
 func run(args []string, in io.Reader, out, errOut io.Writer) int {
+	if code, ok := runHook(args, errOut); ok {
+		return code
+	}
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
 	context.AfterFunc(ctx, stop)
@@ -71,6 +74,13 @@ func run(args []string, in io.Reader, out, errOut io.Writer) int {
 
 func newRoot(a *app) *cobra.Command {
 	root := group("pitr", "Make a PostgreSQL server recoverable to any second",
+		newAgent(a),
+		newCheck(a),
+		newStatus(a),
+		newWAL(a),
+		newBackup(a),
+		newPrune(a),
+		newRestore(a),
 		newConfig(a),
 		newCompletion(a),
 		newVersion(a),

@@ -1,0 +1,94 @@
+package archive
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"pitr/internal/wal"
+)
+
+// A follower goes from index to index along a path.
+type follower struct {
+	joiner wal.Joiner
+	// open are the pieces that hold the beginning of a record that is not finished yet.
+	open []Piece
+}
+
+// follow sets in p what ends in it.
+func (a *Archive) follow(ctx context.Context, f *follower, p *Piece) (err error) {
+	p.Straddle, err = f.joiner.Add(p.Index)
+	if errors.Is(err, wal.ErrNotJoined) && len(f.open) > 0 {
+		p.Straddle, err = a.readStraddle(ctx, append(f.open, *p))
+	}
+	if err != nil {
+		return fmt.Errorf("follow the WAL from segment to segment: %w", err)
+	}
+	switch ix := p.Index; {
+	case ix.Tail.Record != 0:
+		f.open = append(f.open[:0], *p)
+	case len(f.open) > 0 && ix.Complete && ix.Head.Len < ix.Head.Rest && !ix.Head.Abandoned:
+		f.open = append(f.open, *p)
+	default:
+		f.open = f.open[:0]
+	}
+	return nil
+}
+
+// readStraddle makes the facts of a record that is too long for the indexes, from the segments in
+// which it lies.
+func (a *Archive) readStraddle(ctx context.Context, pieces []Piece) (wal.Straddle, error) {
+	var joiner wal.Joiner
+	var s wal.Straddle
+	for i, p := range pieces {
+		ix := *p.Index
+		err := a.WithContent(ctx, p.Key, func(_ *Meta, data []byte) error {
+			h, err := wal.ParseSegmentHeader(data)
+			if err != nil {
+				return err
+			}
+			if i > 0 {
+				err = complete(&ix.Head, data, 0, int(h.BlockSize))
+			}
+			if err == nil && ix.Tail.Record != 0 {
+				err = complete(&ix.Tail, data, int(ix.Tail.Record-ix.Start), int(h.BlockSize))
+			}
+			return err
+		})
+		if err != nil {
+			return s, err
+		}
+		if s, err = joiner.Add(&ix); err != nil {
+			return s, err
+		}
+	}
+	return s, nil
+}
+
+// Lengths of the headers of WAL pages (src/include/access/xlog_internal.h).
+const (
+	longPageHeader  = wal.LongHeaderLen // of a segment's first page
+	shortPageHeader = 24
+)
+
+// complete puts the bytes into a fragment that the index has left out: those from offset at of the
+// segment on, without the headers of pages.
+func complete(f *wal.Fragment, data []byte, at, page int) error {
+	f.Data = make([]byte, 0, f.Len)
+	for len(f.Data) < int(f.Len) {
+		switch {
+		case at == 0:
+			at = longPageHeader
+		case at%page == 0:
+			at += shortPageHeader
+		}
+		end := min((at/page+1)*page, at+int(f.Len)-len(f.Data))
+		if end > len(data) {
+			return fmt.Errorf("the segment ends within a record")
+		}
+		f.Data = append(f.Data, data[at:end]...)
+		at = end
+	}
+	f.Omitted = false
+	return nil
+}
