@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"hash/crc32"
 	"strings"
 
 	"pitr/internal/repo"
@@ -70,7 +71,15 @@ type Frame struct {
 	Stored uint32     // bytes in the pack
 	Raw    uint32     // bytes when decompressed
 	Check  repo.Check // of the raw bytes
+	// StoredCheck is of the stored bytes: there are bits in a zstd frame that change nothing when it is decompressed,
+	// and that they changed is to be noticed all the same.
+	StoredCheck uint32
 }
+
+var castagnoli = crc32.MakeTable(crc32.Castagnoli)
+
+// storedCheckOf is the CRC-32C of a frame's stored bytes.
+func storedCheckOf(stored []byte) uint32 { return crc32.Checksum(stored, castagnoli) }
 
 // MaxFrameRaw is the most raw bytes in a frame of a pack.
 const MaxFrameRaw = 1 << 20
@@ -234,6 +243,7 @@ func (c *entryEncoder) extent(x *Extent) {
 		c.uint(uint64(f.Stored))
 		c.uint(uint64(f.Raw))
 		c.buf = append(c.buf, f.Check[:]...)
+		c.buf = binary.LittleEndian.AppendUint32(c.buf, f.StoredCheck)
 		c.last = f
 	}
 	c.uint(uint64(x.Offset))
@@ -347,6 +357,9 @@ func (c *entryDecoder) extents(e *Entry) {
 			x.Frame.Stored = uint32(c.uint(maxUint32))
 			x.Frame.Raw = uint32(c.uint(maxUint32))
 			copy(x.Frame.Check[:], c.bytes(len(x.Frame.Check)))
+			if sum := c.bytes(4); sum != nil {
+				x.Frame.StoredCheck = binary.LittleEndian.Uint32(sum)
+			}
 			c.last = x.Frame
 		default:
 			c.fail()

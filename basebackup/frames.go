@@ -101,31 +101,37 @@ func (r *FrameReader) Read(ctx context.Context, frames []Frame, run Run, use fun
 		}
 		return use(run.Frames[0], nil, r.repo.Damaged(run.Key, "frame at %d: %v", run.Offset, err))
 	}
+	var raw []byte
+	var err error
 	for n, i := range run.Frames {
 		f := &frames[i]
-		if n > 0 && *f == frames[run.Frames[n-1]] {
-			if err := use(i, r.raw, nil); err != nil {
-				return err
+		if n == 0 || *f != frames[run.Frames[n-1]] {
+			at := f.Offset - run.Offset
+			if raw, err = r.content(f, stored[at:at+int64(f.Stored)]); err != nil {
+				err = r.repo.Damaged(run.Key, "frame at %d: %v", f.Offset, err)
 			}
-			continue
-		}
-		at := f.Offset - run.Offset
-		raw, err := r.dec.Decode(r.raw, stored[at:at+int64(f.Stored)], int(f.Raw))
-		if err == nil {
-			r.raw = raw
-			if repo.CheckOf(raw) != f.Check {
-				err = errors.New("the check of its content is wrong")
-			}
-		}
-		if err != nil {
-			err = r.repo.Damaged(run.Key, "frame at %d: %v", f.Offset, err)
-			raw = nil
 		}
 		if err := use(i, raw, err); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// content gives the raw content of a frame whose stored bytes were read.
+func (r *FrameReader) content(f *Frame, stored []byte) ([]byte, error) {
+	if storedCheckOf(stored) != f.StoredCheck {
+		return nil, errors.New("the check of its stored bytes is wrong")
+	}
+	raw, err := r.dec.Decode(r.raw, stored, int(f.Raw))
+	if err != nil {
+		return nil, err
+	}
+	r.raw = raw
+	if repo.CheckOf(raw) != f.Check {
+		return nil, errors.New("the check of its content is wrong")
+	}
+	return raw, nil
 }
 
 // lacks tells whether the store works but has not got all of the run: what a read that failed may be due to.

@@ -45,7 +45,7 @@ func testHeader(id string) *Header {
 const testID = "20261122T214500Z-3fa9c1d2"
 
 func frame(pack uint32, n int) Frame {
-	return Frame{Pack: pack, Offset: int64(n) * 1000, Stored: 1000, Raw: 4096, Check: repo.Check{byte(n), byte(n >> 8), 7}}
+	return Frame{Pack: pack, Offset: int64(n) * 1000, Stored: 1000, Raw: 4096, Check: repo.Check{byte(n), byte(n >> 8), 7}, StoredCheck: 0xF0000000 + uint32(n)}
 }
 
 // testEntries has one of each kind, with odd names, shared frames, zeros, bad pages, and a file with so many extents that

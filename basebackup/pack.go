@@ -65,7 +65,10 @@ func (p *packer) add(ctx context.Context, raw []byte) (Frame, error) {
 	}
 	p.buf = buf
 	p.frames.Add(1)
-	f := Frame{Pack: p.number, Offset: int64(at), Stored: uint32(len(buf) - at), Raw: uint32(len(raw)), Check: repo.CheckOf(raw)}
+	f := Frame{
+		Pack: p.number, Offset: int64(at), Stored: uint32(len(buf) - at), Raw: uint32(len(raw)),
+		Check: repo.CheckOf(raw), StoredCheck: storedCheckOf(buf[at:]),
+	}
 	if len(buf) >= p.target {
 		err = p.store(ctx)
 	}

@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 
@@ -35,7 +36,12 @@ func flip(t *testing.T, path string, block, at int64) {
 
 // TestRealPages holds the checksum against the pages that a server has written, and damage against pg_checksums.
 func TestRealPages(t *testing.T) {
-	s := newSite(t, storagetest.Memory(), pgtest.Options{})
+	bins := pgtest.Bins(t)
+	i := slices.IndexFunc(bins, func(b pgtest.Bin) bool { return hasTool(b, "pg_checksums") })
+	if i < 0 {
+		t.Fatalf("none of %v has pg_checksums", bins)
+	}
+	s := newSite(t, storagetest.Memory(), pgtest.Options{Bin: bins[i]})
 	s.Exec("CREATE TABLE small AS SELECT generate_series(1, 2000) AS i", "CREATE TABLE big AS SELECT generate_series(1, 200000) AS i, 'some text' AS t",
 		"CREATE INDEX ON big (i)", "VACUUM ANALYZE", "CHECKPOINT")
 	small := pgtest.QueryOne[string](s.Server, "SELECT pg_relation_filepath('small')")

@@ -21,7 +21,7 @@ const (
 	chunkTarget = 256 << 10 // raw bytes after which a chunk is closed
 	maxChunk    = 1 << 20   // raw bytes that no chunk exceeds
 	// partExtents is how many extents one entry holds at most; more follow in continuations. An extent takes at most
-	// 61 bytes.
+	// 65 bytes.
 	partExtents = 8 << 10
 	maxHeader   = 16 << 20 // bytes of JSON
 	preface     = len(magic) + 4

@@ -80,7 +80,7 @@ func newBackupCreate(a *app, f *backupFlags) *cobra.Command {
 }
 
 func (a *app) backupCreate(ctx context.Context, f backupFlags, label string, spread bool) error {
-	e, err := a.env(ctx)
+	e, err := a.userEnv(ctx)
 	if err != nil {
 		return err
 	}
@@ -374,7 +374,7 @@ func (a *app) backupDelete(ctx context.Context, f backupFlags, id string, yes bo
 
 // lineage opens the repository for reading, and for what needs no server.
 func (a *app) lineage(ctx context.Context, f backupFlags) (*env, *repo.Repo, error) {
-	e, err := a.env(ctx)
+	e, err := a.userEnv(ctx)
 	if err != nil {
 		return nil, nil, err
 	}

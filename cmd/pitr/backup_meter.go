@@ -102,12 +102,17 @@ func (m *meter) end() {
 	m.p, m.bar = nil, nil
 }
 
-// isTerminal tells whether somebody is likely to read along.
+// isTerminal tells whether somebody is likely to be at the other end of a stream: a character device, but not the one
+// that nobody is at.
 func isTerminal(stream any) bool {
 	f, ok := stream.(*os.File)
 	if !ok {
 		return false
 	}
 	info, err := f.Stat()
-	return err == nil && info.Mode()&os.ModeCharDevice != 0 && f.Name() != os.DevNull
+	if err != nil || info.Mode()&os.ModeCharDevice == 0 {
+		return false
+	}
+	null, err := os.Stat(os.DevNull)
+	return err != nil || !os.SameFile(info, null)
 }

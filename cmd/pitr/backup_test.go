@@ -3,8 +3,10 @@ package main
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -39,11 +41,17 @@ func newBackupSite(t *testing.T) *backupSite {
 	return s
 }
 
-// pitr runs a command and fails the test unless it ends with the status.
+// pitr runs a command, as root where the test is run by root, and fails the test unless it ends with the status.
 func (s *backupSite) pitr(status int, args ...string) (out, errOut string) {
 	s.t.Helper()
 	var o, e bytes.Buffer
-	if got := run(append([]string{"--config", s.config}, args...), strings.NewReader(""), &o, &e); got != status {
+	cmd := exec.Command(pgtest.Binary(s.t), append([]string{"--config", s.config}, args...)...)
+	cmd.Stdout, cmd.Stderr = &o, &e
+	err := cmd.Run()
+	if _, exited := errors.AsType[*exec.ExitError](err); err != nil && !exited {
+		s.t.Fatal(err)
+	}
+	if got := cmd.ProcessState.ExitCode(); got != status {
 		s.t.Fatalf("pitr %s: status %d, want %d\n%s%s", strings.Join(args, " "), got, status, o.String(), e.String())
 	}
 	return o.String(), e.String()

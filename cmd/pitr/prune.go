@@ -39,7 +39,7 @@ func newPrune(a *app) *cobra.Command {
 }
 
 func (a *app) prune(ctx context.Context, systemID uint64, dryRun, yes bool) error {
-	e, err := a.env(ctx)
+	e, err := a.userEnv(ctx)
 	if err != nil {
 		return err
 	}

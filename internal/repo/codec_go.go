@@ -19,6 +19,7 @@ func newEncoderImpl(level int) (encoderImpl, error) {
 		zstd.WithEncoderConcurrency(1),
 		zstd.WithEncoderCRC(false),
 		zstd.WithZeroFrames(true),
+		zstd.WithSingleSegment(true), // else the header of a short frame does not tell its length
 		zstd.WithLowerEncoderMem(true))
 	return encoderImpl{enc}, err
 }

@@ -183,6 +183,10 @@ func (l *lab) makeSegments() error {
 		return err
 	}
 	for {
+		// After a checkpoint each page's first change writes the page: the mix of a busy server.
+		if _, err := l.sql("CHECKPOINT"); err != nil {
+			return err
+		}
 		if _, err := l.run(filepath.Join(l.bin, "pgbench"), "-n", "-c", "4", "-t", "4000"); err != nil {
 			return err
 		}

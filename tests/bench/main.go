@@ -14,6 +14,7 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"strings"
 	"syscall"
 )
 
@@ -24,6 +25,7 @@ func main() {
 	flag.IntVar(&o.rounds, "rounds", 3, "interleaved rounds; medians are reported")
 	flag.IntVar(&o.segments, "segments", 64, "WAL segments to drain")
 	flag.IntVar(&o.hooks, "hooks", 200, "hook calls to time")
+	flag.StringVar(&o.only, "only", "", "measure only steps whose names contain this, and judge nothing")
 	flag.BoolVar(&o.keep, "keep", false, "keep the scratch directory")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
@@ -44,6 +46,7 @@ type options struct {
 	rounds    int
 	segments  int
 	hooks     int
+	only      string
 	keep      bool
 }
 
@@ -62,6 +65,9 @@ func bench(ctx context.Context, o options) (ok bool, err error) {
 		for _, step := range l.steps() {
 			if err := ctx.Err(); err != nil {
 				return false, err
+			}
+			if !strings.Contains(step.name, o.only) {
+				continue
 			}
 			m, err := step.run(round)
 			if err != nil {

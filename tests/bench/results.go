@@ -118,6 +118,9 @@ func (r *results) report(w io.Writer, o options) bool {
 		fmt.Fprintf(t, "%s\t%.3f\t%.2f\t%.1f\n", name, m.wall.Seconds(), m.cpu.Seconds(), float64(m.bytes)/1e6)
 	}
 	t.Flush()
+	if o.only != "" {
+		return true
+	}
 	fmt.Fprintln(w, "\nTargets:")
 	ok := true
 	t = tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
