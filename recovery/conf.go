@@ -129,9 +129,9 @@ func (r *restorer) configureBeside() ([]postgres.Setting, error) {
 	for _, x := range s {
 		have[x.Name] = true
 	}
-	for name, file := range map[string]string{"hba_file": "pg_hba.conf", "ident_file": "pg_ident.conf"} {
-		if !have[name] {
-			s = append(s, postgres.Setting{Name: name, Value: filepath.Join(r.dir, file)})
+	for _, own := range []postgres.Setting{{Name: "hba_file", Value: "pg_hba.conf"}, {Name: "ident_file", Value: "pg_ident.conf"}} {
+		if !have[own.Name] {
+			s = append(s, postgres.Setting{Name: own.Name, Value: filepath.Join(r.dir, own.Value)})
 		}
 	}
 	conf := filepath.Join(r.dir, "postgresql.conf")

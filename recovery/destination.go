@@ -114,13 +114,15 @@ func (p *Plan) judgeDir(at Place) {
 		p.obstacle(true, "choose a directory of its own", "%s belongs to the server that runs in %s", name, at.UsedBy)
 	case at.Exists && !at.IsDir:
 		p.obstacle(true, "choose a directory that is empty or does not exist yet", "%s is not a directory", name)
-	case at.Journal != nil && at.Journal.same(p):
+	case at.Ran && !d.InPlace:
+		p.obstacle(true, "choose a directory that is empty or does not exist yet", "a server has run on what was restored to %s", name)
+	case at.Journal != nil && !at.Ran && at.Journal.same(p):
 		p.Layout.Resumes = true
 		p.why("an earlier restore of the same kind did not come to its end: what it wrote is kept where it is right")
 	case at.Journal != nil && !d.InPlace:
 		p.obstacle(true, "call that one again to finish it, or remove the directory",
 			"%s holds an unfinished restore of backup %s to %s", name, at.Journal.Backup, at.Journal.Target)
-	case at.Journal != nil:
+	case at.Journal != nil && !at.Ran:
 		p.Layout.Replaces = true
 		p.why("an unfinished restore of backup %s in %s is replaced", at.Journal.Backup, name)
 	case !at.Exists || at.Empty:

@@ -124,7 +124,7 @@ func TestLostWAL(t *testing.T) {
 		}
 		h.give(filepath.Dir(found[0]))
 		// Back again, the same directory recovers.
-		if s, err = w.Start(t.Context(), p, "postgres"); err != nil {
+		if _, err = w.Start(t.Context(), p, "postgres"); err != nil {
 			t.Errorf("%s, then repaired: %v", name, err)
 			continue
 		}

@@ -47,6 +47,12 @@ func look(ctx context.Context, path string) (Place, error) {
 	if p.Journal, err = ReadJournal(path); err != nil {
 		return p, err
 	}
+	if p.Journal != nil && p.Journal.Phase == phaseFinish {
+		// A server takes the label away when it begins to recover.
+		_, control := os.Stat(filepath.Join(path, "global", "pg_control"))
+		_, label := os.Stat(filepath.Join(path, "backup_label"))
+		p.Ran = control == nil && errors.Is(label, fs.ErrNotExist)
+	}
 	if _, err := os.Stat(filepath.Join(path, "PG_VERSION")); err == nil {
 		p.DataDir = true
 		// A directory that is to be replaced may well be damaged.

@@ -319,6 +319,7 @@ func TestLSNTargets(t *testing.T) {
 	check(t, f, lsn(0x110001, false), "backup 1, timeline 1, =0/110100")
 	check(t, f, lsn(0x300099, true), "backup 1, timeline 1, 0/310000")
 	check(t, f, lsn(0x300100, true), "backup 2, timeline 1, 0/310000")
+	check(t, f, lsn(0x1000ff, false), "HINT: the earliest that can be had is the end of the first backup: --target-immediate --backup "+f.backups[0].ID)
 	check(t, f, lsn(0x1000ff, false), "it lies before the end of the first backup, 0/100100")
 	check(t, f, lsn(0x500001, false), "it lies behind the end of the archived WAL, 0/500000")
 	check(t, f, lsn(0x350078, false), "backup 2, timeline 1, =0/350000") // the end of the last record

@@ -64,6 +64,8 @@ type Place struct {
 	WALLink string
 	// Journal is that of a restore that began here and did not end.
 	Journal *Journal
+	// Ran: that restore had come so far that a server could start, and one has.
+	Ran bool
 	// UsedBy is a running server's data directory that this path belongs to: its own, or that of a tablespace or of its
 	// WAL; empty: none.
 	UsedBy string

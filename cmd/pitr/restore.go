@@ -120,6 +120,12 @@ func (a *app) restore(c *cobra.Command, f restoreFlags) (err error) {
 	if err := e.destination(&d, f.to); err != nil {
 		return err
 	}
+	if _, err := os.Stat(d.Dir); d.InPlace && err == nil {
+		// What is archived of the old directory has to be the server's, who fetches it again.
+		if err := asServerUser(e.Config); err != nil {
+			return err
+		}
+	}
 	// A directory that is to be replaced may be damaged; the store or --system-id then tells which cluster is meant.
 	r, err := e.repo(ctx, f.systemID)
 	if err != nil {
