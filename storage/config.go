@@ -55,8 +55,8 @@ func (c Config) Validate() error {
 	return err
 }
 
-// Open opens the bucket that c describes. Of what is missing it creates only the last directory of a file:// URL, and it
-// writes only what the store needs for itself. The bucket holds nothing open: there is no Close.
+// Open opens the bucket that c describes, and creates nothing: the last directory of a file:// URL, and what the store needs
+// for itself, are made by the first Create. The bucket holds nothing open: there is no Close.
 func Open(ctx context.Context, c Config) (Bucket, error) {
 	u, err := c.parse()
 	if err != nil {

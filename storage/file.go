@@ -39,11 +39,12 @@ const markerText = "This directory is a pitr repository. This file tells it from
 // files of the root must be on one file system; the root itself may be a symbolic link.
 type file struct {
 	root   string
-	opened fs.FileInfo // the root as Open found it
-	marked atomic.Bool // the marker has been seen
+	opened atomic.Pointer[fs.FileInfo] // the root as it was first seen; nil before there is one
+	marked atomic.Bool                 // the marker has been seen
 
-	// canExclude: the file system can name a file only if the name is free. Found out at the first call.
-	canExclude func() bool
+	// exclusive: whether the file system can name a file only if the name is free. The first Create finds out, since
+	// only writing tells, and who only reads must write nothing.
+	exclusive atomic.Int32
 
 	// synced are the directories whose names, up to the root, this process made durable. Another process may have made a
 	// directory and been killed before it synced the name.
@@ -65,9 +66,15 @@ func newFile(root string) *file {
 		syncDir:  durable.SyncDir,
 		publish:  durable.RenameExclusive,
 	}
-	f.canExclude = sync.OnceValue(f.probeExclusive)
 	return f
 }
+
+// The values of exclusive.
+const (
+	exclusiveUntried int32 = iota
+	exclusiveYes
+	exclusiveNo
+)
 
 func openFile(root string) (Bucket, error) {
 	f := newFile(root)
@@ -77,13 +84,11 @@ func openFile(root string) (Bucket, error) {
 	return f, nil
 }
 
+// open looks at what is there. It writes nothing: a root that is not there yet is made by the first Create.
 func (f *file) open() error {
 	info, err := os.Stat(f.root)
 	if errors.Is(err, fs.ErrNotExist) {
-		if err := f.createRoot(); err != nil {
-			return err
-		}
-		info, err = os.Stat(f.root)
+		return f.parent()
 	}
 	if err != nil {
 		return err
@@ -91,7 +96,7 @@ func (f *file) open() error {
 	if !info.IsDir() {
 		return hint.Wrap(&fs.PathError{Op: "open", Path: f.root, Err: syscall.ENOTDIR}, "storage.url names a file where the directory of the store should be")
 	}
-	f.opened = info
+	f.opened.Store(&info)
 	switch _, err := os.Lstat(f.path(markerName)); {
 	case err == nil:
 		f.marked.Store(true)
@@ -101,15 +106,32 @@ func (f *file) open() error {
 	return nil
 }
 
-// createRoot makes the root, but nothing above it: a parent that is missing is rather a file system that is not mounted.
-func (f *file) createRoot() error {
+// parent returns an error if the directory above the root is missing: that is rather a file system that is not mounted.
+func (f *file) parent() error {
 	parent := filepath.Dir(f.root)
-	if _, err := os.Stat(parent); errors.Is(err, fs.ErrNotExist) {
+	_, err := os.Stat(parent)
+	if errors.Is(err, fs.ErrNotExist) {
 		return hint.Wrap(err, "mount the file system that %s belongs to, or create %s: pitr creates only the last directory of storage.url", f.root, parent)
+	}
+	return err
+}
+
+// begin makes the root, but nothing above it, where there has never been one.
+func (f *file) begin() error {
+	if f.opened.Load() != nil {
+		return nil
+	}
+	if err := f.parent(); err != nil {
+		return err
 	}
 	if err := durable.MkdirAll(f.root, dirMode); err != nil {
 		return err
 	}
+	info, err := os.Stat(f.root)
+	if err != nil {
+		return err
+	}
+	f.opened.CompareAndSwap(nil, &info)
 	return f.mark()
 }
 
@@ -125,31 +147,23 @@ func (f *file) mark() error {
 	return nil
 }
 
-// probeExclusive tries it. Where nothing can be written, it is taken for granted: then no Create succeeds either.
-func (f *file) probeExclusive() bool {
-	temp, err := f.createTemp()
-	if err != nil {
-		return true
-	}
-	defer os.Remove(temp.Name())
-	temp.Close()
-	target := temp.Name() + "-probe"
-	defer os.Remove(target)
-	return !errors.Is(f.publish(temp.Name(), target), errors.ErrUnsupported)
-}
-
-// present returns ErrVanished if the directory is no longer the store that was opened.
+// present returns ErrVanished if the directory is no longer the store that was opened. A store that was not begun when it
+// was opened is empty until somebody begins it.
 func (f *file) present() error {
 	_, err := os.Lstat(f.path(markerName))
 	if err == nil {
 		f.marked.Store(true)
 		return nil
 	}
-	if !errors.Is(err, fs.ErrNotExist) {
+	if !absent(err) {
 		return err
 	}
 	if !f.marked.Load() {
-		if now, err := os.Stat(f.root); err == nil && os.SameFile(now, f.opened) {
+		now, err := os.Stat(f.root)
+		if opened := f.opened.Load(); opened == nil && errors.Is(err, fs.ErrNotExist) {
+			return f.parent()
+		}
+		if err == nil && (f.opened.CompareAndSwap(nil, &now) || os.SameFile(now, *f.opened.Load())) {
 			return nil
 		}
 	}
@@ -165,7 +179,7 @@ func (f *file) String() string { return fileURL(f.root) }
 // Capabilities: what was named is seen by every later look-up on the same host at once. Network file systems keep
 // listings in a cache for some seconds on other hosts; Probe cannot see that from one host.
 func (f *file) Capabilities() Capabilities {
-	return Capabilities{CreateIfAbsent: f.canExclude(), StrongList: true}
+	return Capabilities{CreateIfAbsent: f.exclusive.Load() != exclusiveNo, StrongList: true}
 }
 
 // failed puts operation and key before an error and says what could be done about it.
@@ -333,8 +347,11 @@ func (f *file) tidy(dir string) error {
 			continue
 		}
 		err := f.syncDir(dir)
-		if !absent(err) || dir == f.root {
+		if !absent(err) {
 			return err
+		}
+		if dir == f.root {
+			return f.present()
 		}
 		f.synced.Delete(dir)
 		dir = filepath.Dir(dir)

@@ -1,6 +1,7 @@
 package storage
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -30,10 +31,38 @@ const (
 var errConflict = errors.New("the key and another object's key exclude each other: one is the other's beginning")
 
 func (f *file) Create(ctx context.Context, key string, r io.Reader) error {
-	if err := f.create(ctx, key, r); err != nil {
+	err := f.create(ctx, key, r)
+	if errors.Is(err, ErrExists) {
+		// Whoever hears that takes the object for stored.
+		err = cmp.Or(f.settle(key), err)
+	}
+	if err != nil {
 		return f.failed("create", key, err)
 	}
 	return nil
+}
+
+// Settle syncs the names of the object: see Settler. The content was synced before it had one.
+func (f *file) Settle(ctx context.Context, key string) error {
+	if _, err := f.Stat(ctx, key); err != nil {
+		return err
+	}
+	if err := f.settle(key); err != nil {
+		return f.failed("settle", key, err)
+	}
+	// What vanished with its file system was not settled.
+	_, err := f.Stat(ctx, key)
+	return err
+}
+
+// settle makes the name of a file that is seen durable, up to the root: whoever named it may not have come so far. One
+// that is gone is none of its business.
+func (f *file) settle(key string) error {
+	dir := filepath.Dir(f.path(key))
+	if err := f.syncDir(dir); err != nil && !absent(err) {
+		return err
+	}
+	return f.syncNames(dir)
 }
 
 func (f *file) create(ctx context.Context, key string, r io.Reader) error {
@@ -41,6 +70,9 @@ func (f *file) create(ctx context.Context, key string, r io.Reader) error {
 		return err
 	}
 	if err := f.present(); err != nil {
+		return err
+	}
+	if err := f.begin(); err != nil {
 		return err
 	}
 	// Knowing early saves the writing; what counts is the naming at the end.
@@ -184,7 +216,14 @@ func (f *file) show(ctx context.Context, temp, key string) error {
 
 func (f *file) name(temp, path string) error {
 	err := f.publish(temp, path)
-	if !errors.Is(err, errors.ErrUnsupported) || f.canExclude() {
+	if !errors.Is(err, errors.ErrUnsupported) {
+		if err == nil {
+			f.exclusive.CompareAndSwap(exclusiveUntried, exclusiveYes)
+		}
+		return err
+	}
+	f.exclusive.CompareAndSwap(exclusiveUntried, exclusiveNo)
+	if f.exclusive.Load() == exclusiveYes {
 		return err
 	}
 	if _, err := os.Lstat(path); err == nil {
@@ -229,6 +268,11 @@ func (f *file) makeDir(dir string) error {
 		}
 		return err
 	}
+	return f.syncNames(dir)
+}
+
+// syncNames makes the name of a directory durable, up to the root, once in the life of this process.
+func (f *file) syncNames(dir string) error {
 	for d := dir; d != f.root; d = filepath.Dir(d) {
 		if _, known := f.synced.Load(d); known {
 			break

@@ -190,13 +190,57 @@ func TestFileHints(t *testing.T) {
 	}
 }
 
+// Another process named an object and its directories, and has not synced the names yet: who takes the object for stored
+// must do it.
+func TestFileSettles(t *testing.T) {
+	plant := func(f *file) *[]string {
+		if err := f.Create(t.Context(), "x", strings.NewReader("x")); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.MkdirAll(f.path("a/b"), 0o750); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(f.path("a/b/1"), []byte("x"), 0o640); err != nil {
+			t.Fatal(err)
+		}
+		return watch(f, 0, nil)
+	}
+	t.Run("by a Create that comes second", func(t *testing.T) {
+		f := testFile(t)
+		calls := plant(f)
+		if err := f.Create(t.Context(), "a/b/1", strings.NewReader("x")); !errors.Is(err, ErrExists) {
+			t.Errorf("error is %v, want ErrExists", err)
+		}
+		wantCalls(t, calls, "sync a/b", "sync a", "sync .")
+		f.syncDir = func(string) error { return syscall.EIO }
+		if err := f.Create(t.Context(), "a/b/1", strings.NewReader("x")); !errors.Is(err, syscall.EIO) || errors.Is(err, ErrExists) {
+			t.Errorf("error is %v, want EIO", err)
+		}
+	})
+	t.Run("by Settle", func(t *testing.T) {
+		f := testFile(t)
+		calls := plant(f)
+		b := Retry(Prefix(f, "a"), Backoff{})
+		for _, want := range [][]string{{"sync a/b", "sync a", "sync ."}, {"sync a/b"}} {
+			if err := Settle(t.Context(), b, "b/1"); err != nil {
+				t.Fatal(err)
+			}
+			wantCalls(t, calls, want...)
+		}
+		if err := Settle(t.Context(), b, "b/2"); !errors.Is(err, ErrNotFound) {
+			t.Errorf("error is %v, want ErrNotFound", err)
+		}
+		f.syncDir = func(string) error { return syscall.EIO }
+		if err := Settle(t.Context(), b, "b/1"); !errors.Is(err, syscall.EIO) {
+			t.Errorf("error is %v, want EIO", err)
+		}
+	})
+}
+
 // On a file system without an exclusive way of naming, the store says so and looks before it names.
 func TestFileWithoutExclusiveNames(t *testing.T) {
 	f := testFile(t)
 	f.publish = func(string, string) error { return errors.ErrUnsupported }
-	if f.Capabilities().CreateIfAbsent {
-		t.Error("CreateIfAbsent is declared")
-	}
 	for _, key := range []string{"a", "d/b"} {
 		if err := f.Create(t.Context(), key, strings.NewReader("first")); err != nil {
 			t.Fatal(err)
@@ -204,6 +248,9 @@ func TestFileWithoutExclusiveNames(t *testing.T) {
 		if err := f.Create(t.Context(), key, strings.NewReader("second")); !errors.Is(err, ErrExists) {
 			t.Errorf("error is %v, want ErrExists", err)
 		}
+	}
+	if f.Capabilities().CreateIfAbsent {
+		t.Error("CreateIfAbsent is declared")
 	}
 	if err := f.name(f.path("a"), f.path("d/b")); !errors.Is(err, fs.ErrExist) {
 		t.Errorf("naming what came in between: %v", err)
@@ -219,14 +266,14 @@ func TestFileWithoutExclusiveNames(t *testing.T) {
 // A store that has declared exclusive names and then cannot keep that, fails rather than risk an overwriting.
 func TestFileLosesExclusiveNames(t *testing.T) {
 	f := testFile(t)
-	if !f.Capabilities().CreateIfAbsent {
-		t.Fatal("CreateIfAbsent is not declared")
+	if err := f.Create(t.Context(), "before", strings.NewReader("x")); err != nil || !f.Capabilities().CreateIfAbsent {
+		t.Fatalf("CreateIfAbsent is not declared: %v", err)
 	}
 	f.publish = func(string, string) error { return errors.ErrUnsupported }
 	if err := f.Create(t.Context(), "a", strings.NewReader("x")); !errors.Is(err, errors.ErrUnsupported) {
 		t.Errorf("error is %v", err)
 	}
-	if got := listed(t, f); got != "" {
+	if got := listed(t, f); got != "before" {
 		t.Errorf("listed: %s", got)
 	}
 }

@@ -102,12 +102,52 @@ func TestFileModes(t *testing.T) {
 	}
 }
 
-func TestFileOpenCreatesTheRootOnly(t *testing.T) {
+// Who only reads creates nothing: a store that does not exist is empty, until somebody writes to it.
+func TestFileOpenCreatesNothing(t *testing.T) {
 	parent := t.TempDir()
-	b := open(t, parent+"/store")
+	b, other := open(t, parent+"/store"), open(t, parent+"/store")
 	wantKeys(t, b)
+	if _, err := b.Stat(t.Context(), "a"); !errors.Is(err, storage.ErrNotFound) {
+		t.Errorf("stat: %v, want ErrNotFound", err)
+	}
+	if err := b.Delete(t.Context(), "a"); err != nil {
+		t.Error(err)
+	}
+	if n, err := storage.Sweep(t.Context(), b, 0); n != 0 || err != nil {
+		t.Errorf("swept %d, %v", n, err)
+	}
+	if c := b.Capabilities(); !c.CreateIfAbsent || !c.StrongList {
+		t.Errorf("capabilities %+v", c)
+	}
+	if entries, err := os.ReadDir(parent); err != nil || len(entries) != 0 {
+		t.Errorf("made %v, %v", entries, err)
+	}
+	create(t, b, "a", "x")
+	wantKeys(t, other, "a")
 	if _, err := os.Stat(parent + "/store/.pitr-store"); err != nil {
 		t.Errorf("no marker: %v", err)
+	}
+	// Now it is a store like any other: when it goes, nothing makes it anew.
+	if err := os.RemoveAll(parent + "/store"); err != nil {
+		t.Fatal(err)
+	}
+	for _, b := range []storage.Bucket{b, other} {
+		if err := b.Create(t.Context(), "b", strings.NewReader("x")); !errors.Is(err, storage.ErrVanished) {
+			t.Errorf("create: %v, want ErrVanished", err)
+		}
+	}
+
+	// The file system above goes while nothing is begun.
+	above := parent + "/above"
+	if err := os.Mkdir(above, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	b = open(t, above+"/store")
+	if err := os.Remove(above); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := keys(b); err == nil {
+		t.Error("a store whose parent went is listed as empty")
 	}
 
 	_, err := storage.Open(t.Context(), storage.Config{URL: "file://" + parent + "/none/store"})

@@ -61,6 +61,10 @@ func (p prefixed) Delete(ctx context.Context, keys ...string) error {
 	return p.b.Delete(ctx, full...)
 }
 
+func (p prefixed) Settle(ctx context.Context, key string) error {
+	return Settle(ctx, p.b, p.prefix+key)
+}
+
 func (p prefixed) Capabilities() Capabilities { return p.b.Capabilities() }
 func (p prefixed) String() string             { return p.b.String() + "/" + strings.TrimSuffix(p.prefix, "/") }
 func (p prefixed) Unwrap() Bucket             { return p.b }

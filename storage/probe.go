@@ -26,7 +26,7 @@ const (
 // the declared capabilities less those that did not hold; a race can only be disproved. A store on which an object does
 // not come back as it was written is an error. The scratch objects lie under "probe/" and a random name, and are removed.
 func Probe(ctx context.Context, b Bucket) (got Capabilities, err error) {
-	got = b.Capabilities()
+	got = Capabilities{CreateIfAbsent: true, StrongList: true}
 	prefix := "probe/" + rand.Text() + "/"
 	var keys []string
 	defer func() {
@@ -57,6 +57,10 @@ func Probe(ctx context.Context, b Bucket) (got Capabilities, err error) {
 		}
 		got.StrongList = got.StrongList && listed && !still
 	}
+	// Asked at last, when the store has been written to.
+	declared := b.Capabilities()
+	got.CreateIfAbsent = got.CreateIfAbsent && declared.CreateIfAbsent
+	got.StrongList = got.StrongList && declared.StrongList
 	return got, nil
 }
 

@@ -117,25 +117,18 @@ func (r retrying) Create(ctx context.Context, key string, content io.Reader) err
 // ours returns nil if the object under key, which a Create that failed may have stored, has the content that seeker gives
 // from start on, and else taken.
 func (r retrying) ours(ctx context.Context, key string, seeker io.ReadSeeker, start int64, taken error) error {
-	end, err := seeker.Seek(0, io.SeekEnd)
-	if err != nil {
-		return err
-	}
-	o, err := r.Stat(ctx, key)
-	if errors.Is(err, ErrNotFound) || err == nil && o.Size != end-start {
+	stored, err := r.Get(ctx, key)
+	if errors.Is(err, ErrNotFound) {
 		return taken
 	}
 	if err != nil {
 		return err
 	}
+	defer stored.Close()
+	// Bucket promises readers to be set back to where they were, and nothing else: their length is not asked for.
 	if _, err := seeker.Seek(start, io.SeekStart); err != nil {
 		return err
 	}
-	stored, err := r.Get(ctx, key)
-	if err != nil {
-		return err
-	}
-	defer stored.Close()
 	same, err := equal(stored, seeker)
 	if err == nil && !same {
 		err = taken

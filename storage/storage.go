@@ -53,7 +53,7 @@ type Capabilities struct {
 // secret. Nothing is tried again inside a driver: see Retry.
 type Bucket interface {
 	// Create stores everything r gives under key, whole or not at all, and durable when it returns nil. If the key is
-	// taken, nothing changes and the error is ErrExists (promised where CreateIfAbsent is declared; elsewhere of two
+	// taken, nothing changes and the error is ErrExists: then what is there is durable (promised where CreateIfAbsent is declared; elsewhere of two
 	// racing writers the last may win). An error of r, or ctx ending, leaves nothing visible.
 	//
 	// After any other error the object may be there, whole: the answer can be lost on the way. If r is an io.Seeker,
@@ -79,7 +79,8 @@ type Bucket interface {
 	// may be gone, in the order given; it can be repeated.
 	Delete(ctx context.Context, keys ...string) error
 
-	// Capabilities says what this store promises. It does not change while the bucket is open.
+	// Capabilities says what this store promises. It writes nothing: what only writing can tell is known from the first
+	// Create on, and promised until then. Otherwise it does not change while the bucket is open.
 	Capabilities() Capabilities
 
 	// String is the URL of the bucket, without secrets, for messages.
@@ -144,6 +145,28 @@ func MarkTemporary(err error) error {
 func Temporary(err error) bool {
 	return errors.Is(err, errTemporary) &&
 		!errors.Is(err, context.Canceled) && !errors.Is(err, context.DeadlineExceeded)
+}
+
+// A Settler is a bucket in which an object can be seen before it is durable: when its creator is killed in between, or has
+// just not come as far.
+type Settler interface {
+	// Settle makes the object under key, which is whole whenever it is seen, durable: ErrNotFound where there is none.
+	Settle(ctx context.Context, key string) error
+}
+
+// Settle does it for the Settler that b is or decorates. In other buckets what is seen is durable, and it does nothing.
+// Whoever finds an object that he wants stored, and relies on that instead of a Create of his own, calls it first.
+func Settle(ctx context.Context, b Bucket, key string) error {
+	for {
+		if s, ok := b.(Settler); ok {
+			return s.Settle(ctx, key)
+		}
+		d, ok := b.(interface{ Unwrap() Bucket })
+		if !ok {
+			return nil
+		}
+		b = d.Unwrap()
+	}
 }
 
 // A Sweeper is a bucket in which a killed process can leave hidden files behind, and that can remove them.

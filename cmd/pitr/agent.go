@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"os"
 	"time"
@@ -13,6 +14,7 @@ import (
 	"pitr/internal/agent"
 	"pitr/internal/config"
 	"pitr/internal/postgres"
+	"pitr/internal/repo"
 )
 
 func newAgent(a *app) *cobra.Command {
@@ -47,8 +49,10 @@ func (a *app) agent(ctx context.Context) error {
 	}
 	return agent.Run(ctx, o, agent.Deps{
 		Archive: e.openArchive,
+		Read:    e.readArchive,
 		Backup:  e.backup,
 		Prune:   e.prune,
+		RollUp:  e.rollUp,
 		Newest:  e.newest,
 		Log:     log,
 		Now:     time.Now,
@@ -86,12 +90,27 @@ func (e *agentEnv) openArchive(ctx context.Context) (*archive.Archive, error) {
 	return env.archive(r, e.log), nil
 }
 
+func (e *agentEnv) readArchive(ctx context.Context, system uint64) (*archive.Archive, error) {
+	env, err := openEnv(ctx, e.Config)
+	if err != nil {
+		return nil, err
+	}
+	r, err := repo.Open(ctx, env.bucket, system)
+	if err != nil {
+		return nil, err
+	}
+	return env.archive(r, e.log), nil
+}
+
 func (e *agentEnv) newest(ctx context.Context) (backup, began time.Time, err error) {
 	env, err := openEnv(ctx, e.Config)
 	if err != nil {
 		return backup, began, err
 	}
-	r, err := env.ensureRepo(ctx, e.Postgres.DataDir)
+	r, err := env.repo(ctx, 0)
+	if errors.Is(err, repo.ErrNoRepository) {
+		return backup, began, nil
+	}
 	if err != nil {
 		return backup, began, err
 	}

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"pitr/archive"
+	"pitr/internal/agent"
 	"pitr/internal/config"
 	"pitr/internal/hint"
 	"pitr/internal/postgres"
@@ -105,5 +106,5 @@ func (e *env) ensureRepo(ctx context.Context, dataDir string) (*repo.Repo, error
 		Major:       major,
 		SegmentSize: int64(c.WALSegSize),
 		BlockSize:   int(c.BlockSize),
-	}, time.Now(), filepath.Join(e.Service.Dir, "repository"))
+	}, time.Now(), filepath.Join(e.Service.Dir, agent.RepositoryMemory))
 }

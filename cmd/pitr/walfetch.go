@@ -18,6 +18,7 @@ import (
 	"pitr/internal/agent/client"
 	"pitr/internal/config"
 	"pitr/internal/postgres"
+	"pitr/internal/wal"
 	"pitr/recovery"
 )
 
@@ -97,6 +98,8 @@ type walFetcher struct {
 	name      string
 	path, dir string // absolute
 	log       *slog.Logger
+	standby   bool
+	patient   patient
 }
 
 // fetch tries until it has an answer that the server can be given.
@@ -108,6 +111,7 @@ func (f *walFetcher) fetch(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	f.standby = true
 	// On a standby a failure would be the end of the server, and absence ends nothing: it asks again.
 	begin := time.Now()
 	first, cancel := context.WithTimeout(ctx, standbyPatience)
@@ -147,17 +151,19 @@ func ended(err error) bool {
 	return err == nil || ok && e.status == fetchAbsent
 }
 
-// once asks the agent, or the store where there is no agent.
+// once asks once, and for no longer than archive.timeout.
 func (f *walFetcher) once(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, time.Duration(f.c.Archive.Timeout))
+	ctx, cancel := context.WithTimeoutCause(ctx, time.Duration(f.c.Archive.Timeout),
+		fmt.Errorf("it was not fetched within archive.timeout (%s)", f.c.Archive.Timeout))
 	defer cancel()
-	marker, err := recovery.ReadMarker(f.dir)
+	return f.patient.within(ctx, func() error { return f.ask(ctx) })
+}
+
+// ask asks the agent, or the store where there is no agent.
+func (f *walFetcher) ask(ctx context.Context) error {
+	promise, err := f.promise()
 	if err != nil {
 		return err
-	}
-	promise := recovery.Ordinary
-	if marker != nil {
-		promise = marker.Of(f.name)
 	}
 	if promise == recovery.Beyond {
 		return &fetchError{fetchAbsent, fmt.Errorf("fetch %s: this restored copy needs no WAL beyond its proven path", f.name)}
@@ -167,9 +173,7 @@ func (f *walFetcher) once(ctx context.Context) error {
 		return err
 	}
 	partial := promise == recovery.PromisedPartial
-	err = client.Of(f.c.Service.Dir).Fetch(ctx, client.Wanted{
-		Name: f.name, Dest: f.path, Dir: f.dir, System: control.SystemID, Partial: partial,
-	})
+	err = f.fromAgent(ctx, control.SystemID, partial)
 	if errors.Is(err, client.ErrNoAgent) {
 		err = f.direct(ctx, control.SystemID, partial)
 	}
@@ -178,6 +182,35 @@ func (f *walFetcher) once(ctx context.Context) error {
 			return fmt.Errorf("fetch %s: it was archived when this restore began, and is not any more: %w", f.name, err)
 		}
 		return &fetchError{fetchAbsent, err}
+	}
+	return err
+}
+
+// promise is what the restore that made the directory says of the file. Once a standby was made of what was restored as
+// none, that recovery is over, and says nothing.
+func (f *walFetcher) promise() (recovery.Promise, error) {
+	marker, err := recovery.ReadMarker(f.dir)
+	if err != nil || marker == nil || f.standby {
+		return recovery.Ordinary, err
+	}
+	return marker.Of(f.name), nil
+}
+
+// fromAgent has the agent bring the file to a name of its own beside the path: an agent that was frozen, and comes to only
+// after the server has gone on, must not put this file where the server looks for the next one.
+func (f *walFetcher) fromAgent(ctx context.Context, systemID uint64, partial bool) error {
+	if wal.Classify(f.name) == wal.Other {
+		return client.ErrNoAgent // no name to make one of
+	}
+	dest := f.path + "." + f.name
+	err := client.Of(f.c.Service.Dir).Fetch(ctx, client.Wanted{
+		Name: f.name, Dest: dest, Dir: f.dir, System: systemID, Partial: partial,
+	})
+	if err == nil {
+		return os.Rename(dest, f.path)
+	}
+	if rerr := os.Remove(dest); rerr != nil && !errors.Is(rerr, fs.ErrNotExist) {
+		return errors.Join(err, rerr)
 	}
 	return err
 }

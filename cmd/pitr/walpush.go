@@ -69,6 +69,15 @@ func walPushDirect(ctx context.Context, c *config.Config, dir, path string, log 
 	ctx, cancel := context.WithTimeoutCause(ctx, time.Duration(c.Archive.Timeout),
 		fmt.Errorf("the store did not take it within archive.timeout (%s)", c.Archive.Timeout))
 	defer cancel()
+	var p patient
+	err := p.within(ctx, func() error { return pushToStore(ctx, c, dir, path, log) })
+	if err != nil && ctx.Err() != nil && !errors.Is(err, context.Cause(ctx)) {
+		return fmt.Errorf("%w: %w", err, context.Cause(ctx))
+	}
+	return err
+}
+
+func pushToStore(ctx context.Context, c *config.Config, dir, path string, log *slog.Logger) error {
 	e, err := openEnv(ctx, c)
 	if err != nil {
 		return err
@@ -83,9 +92,7 @@ func walPushDirect(ctx context.Context, c *config.Config, dir, path string, log 
 	}
 	ar := e.archive(r, log)
 	defer ar.Close()
-	if _, err = ar.Push(ctx, path, control.SystemID); err != nil && ctx.Err() != nil {
-		return fmt.Errorf("%w: %w", err, context.Cause(ctx))
-	}
+	_, err = ar.Push(ctx, path, control.SystemID)
 	return err
 }
 

@@ -32,6 +32,9 @@ const stopGrace = 10 * time.Second
 // pruneSchedule is when retention is applied in any case, beside after each backup.
 const pruneSchedule = "30 4 * * *"
 
+// rollUpSchedule is when the indexes of new WAL are rolled up; counted from the start, so that many hosts spread.
+const rollUpSchedule = "@every 1h"
+
 var (
 	// errStopping says that the agent ends and has not begun what was asked.
 	errStopping = errors.New("the agent is stopping")
@@ -43,7 +46,7 @@ var (
 type Options struct {
 	Dir      string        // the service directory
 	DataDir  string        // the server's data directory
-	Workers  int           // files that are pushed, and fetched ahead, at once
+	Workers  int           // files that are fetched ahead at once; twice as many are pushed, half of them waiting for the store
 	Timeout  time.Duration // for one file
 	Schedule string        // of backups, as cron writes it; empty: none
 	Version  string        // of pitr, for Status
@@ -55,10 +58,14 @@ type Deps struct {
 	// Archive opens the archive of the server in the data directory, for writing: it is begun where it is new. The agent
 	// calls it again after an error and when the system identifier has changed, and closes none.
 	Archive func(ctx context.Context) (*archive.Archive, error)
+	// Read opens the archive of a lineage, for reading: nothing is begun, and where there is none, that is an error.
+	Read func(ctx context.Context, system uint64) (*archive.Archive, error)
 	// Backup takes a backup: ErrStandby where the server is none to take it of.
 	Backup func(ctx context.Context) error
 	// Prune applies retention and removes what interrupted work has left in the store.
 	Prune func(ctx context.Context) error
+	// RollUp rolls up the indexes of what was archived since. It may run at the same time as Backup and Prune.
+	RollUp func(ctx context.Context) error
 	// Newest tells when the newest backup began, and where there is none (zero) when the repository did. Both are zero
 	// where there is no repository.
 	Newest func(ctx context.Context) (backup, began time.Time, err error)
@@ -74,10 +81,12 @@ type agent struct {
 	fetcher *fetcher
 	jobs    *scheduler
 	backup  *job // nil: none by schedule
+	rollUps *scheduler
 	started time.Time
 
 	mu      sync.Mutex
-	archive *archive.Archive
+	archive *archive.Archive            // of the server, for writing
+	reading map[uint64]*archive.Archive // by lineage
 }
 
 // Run serves until ctx ends, and then returns nil once everything has come to its end: pushes that have begun, at most
@@ -96,8 +105,8 @@ func run(ctx context.Context, p *place, o Options, d Deps, ready func()) error {
 	if err := p.clean(); err != nil {
 		return err
 	}
-	a := &agent{o: o, d: d, place: p, started: d.Now()}
-	a.pusher = newPusher(filepath.Join(o.DataDir, "pg_wal"), o.Workers, o.Timeout)
+	a := &agent{o: o, d: d, place: p, started: d.Now(), reading: map[uint64]*archive.Archive{}}
+	a.pusher = newPusher(filepath.Join(o.DataDir, "pg_wal"), 2*o.Workers, o.Timeout)
 	a.pusher.push, a.pusher.onlyThis = a.push, onlyThisFile
 	a.pusher.allowed = func() error { return mayArchive(o.DataDir) }
 	a.pusher.log, a.pusher.now = d.Log, d.Now
@@ -124,6 +133,7 @@ func run(ctx context.Context, p *place, o Options, d Deps, ready func()) error {
 	var all sync.WaitGroup
 	all.Go(func() { a.pusher.run(ctx, hurry) })
 	all.Go(func() { a.jobs.run(ctx) })
+	all.Go(func() { a.rollUps.run(ctx) })
 	var fetchErr error
 	fetching, endFetching := context.WithCancel(context.Background())
 	fetcherDone := make(chan struct{})
@@ -152,6 +162,12 @@ func (a *agent) planJobs() error {
 		return err
 	}
 	a.jobs = &scheduler{jobs: []*job{prune}, log: a.d.Log, now: a.d.Now}
+	// Apart from the others, since no backup is to wait for it, nor to be skipped.
+	rollUp := &job{name: "roll-up", run: a.d.RollUp}
+	if rollUp.when, err = newTimetable(rollUpSchedule, now); err != nil {
+		return err
+	}
+	a.rollUps = &scheduler{jobs: []*job{rollUp}, log: a.d.Log, now: a.d.Now}
 	if a.o.Schedule == "" {
 		return nil
 	}
@@ -190,26 +206,53 @@ func (a *agent) missedBackup(ctx context.Context) (bool, string, error) {
 	return false, "", nil
 }
 
-// open returns the archive of the lineage, of the data directory's if system is 0. It is opened when it is first needed,
-// since neither server nor store need be there when the agent starts.
+// open returns the archive of the lineage, which must be the data directory's, for writing. It is opened when it is first
+// needed, since neither server nor store need be there when the agent starts.
 func (a *agent) open(ctx context.Context, system uint64) (*archive.Archive, error) {
 	a.mu.Lock()
 	opened := a.archive
 	a.mu.Unlock()
-	if opened != nil && (system == 0 || opened.Repo().SystemID() == system) {
+	if opened != nil && opened.Repo().SystemID() == system {
 		return opened, nil
 	}
 	opened, err := a.d.Archive(ctx)
 	if err != nil {
 		return nil, err
 	}
-	if id := opened.Repo().SystemID(); system != 0 && id != system {
+	if id := opened.Repo().SystemID(); id != system {
 		return nil, &errElsewhere{fmt.Sprintf("this agent's archive is of system identifier %d, not %d", id, system)}
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.archive = opened
 	return opened, nil
+}
+
+// read returns the archive of the lineage for reading: where there is none, none is begun. An archive that was just begun
+// holds nothing, and whoever asked it would be told that the WAL does not exist.
+func (a *agent) read(ctx context.Context, system uint64) (*archive.Archive, error) {
+	if opened := a.opened(system); opened != nil {
+		return opened, nil
+	}
+	opened, err := a.d.Read(ctx, system)
+	if err != nil {
+		return nil, err
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if first := a.reading[system]; first != nil {
+		opened.Close()
+		return first, nil
+	}
+	a.reading[system] = opened
+	return opened, nil
+}
+
+// opened returns the archive of the lineage for reading, nil if it was not opened yet.
+func (a *agent) opened(system uint64) *archive.Archive {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.reading[system]
 }
 
 // push archives one file of the server.
@@ -264,7 +307,7 @@ func (a *agent) serveFetch(ctx context.Context, r client.Request) error {
 }
 
 func (a *agent) fetch(ctx context.Context, system uint64, name, path string, partial bool) error {
-	ar, err := a.open(ctx, system)
+	ar, err := a.read(ctx, system)
 	if err != nil {
 		return err
 	}
@@ -273,12 +316,10 @@ func (a *agent) fetch(ctx context.Context, system uint64, name, path string, par
 
 // segSize is the size of the lineage's segments, 0 where it is not known.
 func (a *agent) segSize(system uint64) int64 {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	if a.archive == nil || a.archive.Repo().SystemID() != system {
-		return 0
+	if ar := a.opened(system); ar != nil {
+		return ar.Repo().Facts().SegmentSize
 	}
-	return a.archive.Repo().Facts().SegmentSize
+	return 0
 }
 
 // mayArchive is nil unless the data directory is a restored copy that was not adopted.
@@ -290,23 +331,19 @@ func mayArchive(dataDir string) error {
 	return m.MayArchive(dataDir)
 }
 
-// route is what the recovery in dir needs after name, at most n names: the rest of its proven path, or the numbers that
-// follow.
-func (a *agent) route(dir, name string, n int) ([]string, error) {
-	m, err := recovery.ReadMarker(dir)
+// route is what a recovery needs after name, at most n names: the rest of its proven path, or the numbers that follow.
+func (a *agent) route(id recoveryID, name string, n int) ([]string, error) {
+	m, err := recovery.ReadMarker(id.dir)
 	if err != nil {
 		return nil, err
 	}
 	if m != nil && !m.Standby {
 		return along(m.Path, name, m.SegSize, n)
 	}
-	a.mu.Lock()
-	ar := a.archive
-	a.mu.Unlock()
-	if ar == nil {
+	size := a.segSize(id.system)
+	if size == 0 {
 		return nil, nil
 	}
-	size := ar.Repo().Facts().SegmentSize
 	tli, no, err := wal.ParseSegmentName(name, size)
 	if err != nil {
 		return nil, err

@@ -47,8 +47,8 @@ type fetcher struct {
 	dir string
 	// fetch verifies the archived file called name and puts it at path. With partial, the beginning of a segment will do.
 	fetch func(ctx context.Context, system uint64, name, path string, partial bool) error
-	// route returns at most n names that the recovery in dir will ask for after name.
-	route   func(dir, name string, n int) ([]string, error)
+	// route returns at most n names that the recovery will ask for after name.
+	route   func(id recoveryID, name string, n int) ([]string, error)
 	segSize func(system uint64) int64
 	workers int
 	timeout time.Duration // of one file
@@ -241,7 +241,7 @@ func (f *fetcher) plan(id recoveryID, name string) {
 	if size := f.segSize(id.system); size > 0 {
 		window = int(min(int64(window), max(1, aheadBytes/size)))
 	}
-	next, err := f.route(id.dir, name, window)
+	next, err := f.route(id, name, window)
 	if err != nil {
 		f.log.Warn("can't tell which WAL a recovery needs next", "directory", id.dir, "error", err)
 		return

@@ -68,7 +68,7 @@ func testFetcher(t *testing.T, a *fakeArchive) *fetcher {
 	f := newFetcher(t.TempDir(), 2, time.Minute)
 	f.fetch = a.fetch
 	f.segSize = func(uint64) int64 { return 16 << 20 }
-	f.route = func(_, name string, n int) ([]string, error) {
+	f.route = func(_ recoveryID, name string, n int) ([]string, error) {
 		var no int
 		if _, err := fmt.Sscanf(name[8:], "%X", &no); err != nil {
 			return nil, err

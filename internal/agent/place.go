@@ -22,6 +22,8 @@ const (
 	aheadDir = "ahead"
 	// SpoolDir holds what backups put aside while they run.
 	SpoolDir = "spool"
+	// RepositoryMemory is the file by which the host remembers that it has used a repository (repo.EnsureRemembered).
+	RepositoryMemory = "repository"
 )
 
 // A place is the service directory, held by one agent at a time.
@@ -123,7 +125,7 @@ func PrepareAsRoot(dir string, a postgres.Account) error {
 	if err := os.Lchown(dir, int(a.UID), int(a.GID)); err != nil {
 		return placeError(dir, err)
 	}
-	for _, name := range []string{lockName, client.SocketName, aheadDir, SpoolDir} {
+	for _, name := range []string{lockName, client.SocketName, aheadDir, SpoolDir, RepositoryMemory} {
 		err := filepath.WalkDir(filepath.Join(dir, name), func(path string, _ fs.DirEntry, err error) error {
 			if err == nil {
 				err = os.Lchown(path, int(a.UID), int(a.GID))
@@ -145,7 +147,7 @@ func onlyOurs(dir string, a postgres.Account) error {
 	}
 	for _, e := range entries {
 		switch e.Name() {
-		case lockName, client.SocketName, aheadDir, SpoolDir, "repo": // the last is the default place of the store
+		case lockName, client.SocketName, aheadDir, SpoolDir, RepositoryMemory, "repo": // the last is the default place of the store
 		default:
 			return hint.Wrap(fmt.Errorf("use service directory %s: it does not belong to %s, and %q in it is not pitr's", dir, a, e.Name()),
 				"name a directory of pitr's own in `service.dir`, or give this one away: `chown %s %s`", owner(a), dir)

@@ -12,6 +12,7 @@ import (
 	"runtime"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -89,6 +90,14 @@ func TestPrepareAsRoot(t *testing.T) {
 		}
 		return uid
 	}
+	fileOwner := func(path string) uint32 {
+		t.Helper()
+		info, err := os.Stat(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return info.Sys().(*syscall.Stat_t).Uid
+	}
 	fresh := filepath.Join(t.TempDir(), "a", "b")
 	if err := PrepareAsRoot(fresh, a); err != nil || owner(fresh) != a.UID || owner(filepath.Dir(fresh)) != 0 {
 		t.Errorf("a new one: %v, owner %d, its parent's %d", err, owner(fresh), owner(filepath.Dir(fresh)))
@@ -99,7 +108,11 @@ func TestPrepareAsRoot(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if err := PrepareAsRoot(ours, a); err != nil || owner(ours) != a.UID || owner(filepath.Join(ours, "ahead")) != a.UID || owner(filepath.Join(ours, "repo")) != 0 {
+	memory := filepath.Join(ours, RepositoryMemory)
+	if err := os.WriteFile(memory, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := PrepareAsRoot(ours, a); err != nil || owner(ours) != a.UID || fileOwner(memory) != a.UID || owner(filepath.Join(ours, "ahead")) != a.UID || owner(filepath.Join(ours, "repo")) != 0 {
 		t.Errorf("one with pitr's things: %v", err)
 	}
 	foreign := t.TempDir()
@@ -277,6 +290,7 @@ func TestRunStops(t *testing.T) {
 		Archive: func(context.Context) (*archive.Archive, error) { return nil, errors.New("no store") },
 		Backup:  func(ctx context.Context) error { <-ctx.Done(); return ctx.Err() },
 		Prune:   func(context.Context) error { return nil },
+		RollUp:  func(context.Context) error { return nil },
 		Newest:  func(context.Context) (time.Time, time.Time, error) { return time.Unix(0, 0), time.Time{}, nil },
 		Log:     slog.New(slog.DiscardHandler),
 		Now:     time.Now,

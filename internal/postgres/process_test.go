@@ -239,6 +239,28 @@ func TestRunning(t *testing.T) {
 }
 
 // A server whose postmaster was killed may have processes that still work.
+// A line feed in the name of the data directory moves the lines of postmaster.pid, also those that the server counts.
+func TestPostmasterOfOddDirectory(t *testing.T) {
+	t.Parallel()
+	made := pgtest.Start(t, pgtest.Options{NoFsync: true})
+	made.Stop(postgres.Fast)
+	for _, name := range []string{"a\nb", "\n1\n2\n3\n4\n5\n6\n"} {
+		dir := filepath.Join(filepath.Dir(made.Dir), name)
+		if err := os.Rename(made.Dir, dir); err != nil {
+			t.Fatal(err)
+		}
+		s := pgtest.OpenDir(t, dir, pgtest.Options{})
+		post, err := postgres.ReadPostmaster(dir)
+		if err != nil || post.PID != s.PID() || post.DataDir != dir || post.Port != s.Port || post.SocketDir != s.SocketDir || post.ShmID < 0 || post.Status != "ready" {
+			t.Errorf("%q: %+v, %v; want port %d in %s", name, post, err, s.Port, s.SocketDir)
+		}
+		s.Stop(postgres.Fast)
+		if err := os.Rename(dir, made.Dir); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
 func TestRunningOrphan(t *testing.T) {
 	t.Parallel()
 	s := pgtest.Start(t, pgtest.Options{NoFsync: true})

@@ -18,7 +18,7 @@ import (
 type Postmaster struct {
 	PID       int
 	DataDir   string
-	Started   time.Time // whole seconds
+	Started   time.Time // whole seconds; zero: not known
 	Port      int       // 0 while not yet known
 	SocketDir string    // first of unix_socket_directories; empty: none, or not yet known
 	Listen    string    // first of listen_addresses that works; empty: none, or not yet known
@@ -50,11 +50,17 @@ func ReadPostmaster(dataDir string) (Postmaster, error) {
 		pid = -pid
 	}
 	p := Postmaster{PID: pid, DataDir: line(2), SocketDir: line(5), Listen: line(6), ShmID: -1, Status: line(8)}
-	if s, err := strconv.ParseInt(line(3), 10, 64); err == nil {
-		p.Started = time.Unix(s, 0)
-	}
-	if port, err := strconv.Atoi(line(4)); err == nil {
-		p.Port = port
+	if strings.Contains(dataDir, "\n") {
+		// The server counts the lines that it adds, and overwrites with them what the parts of such a name have moved
+		// down (AddToDataDirLockFile in src/backend/utils/init/miscinit.c).
+		p.DataDir, p.Port = dataDir, portOf(p.SocketDir, pid)
+	} else {
+		if s, err := strconv.ParseInt(line(3), 10, 64); err == nil {
+			p.Started = time.Unix(s, 0)
+		}
+		if port, err := strconv.Atoi(line(4)); err == nil {
+			p.Port = port
+		}
 	}
 	if key := strings.Fields(line(7)); len(key) == 2 {
 		if id, err := strconv.Atoi(key[1]); err == nil {
@@ -62,6 +68,27 @@ func ReadPostmaster(dataDir string) (Postmaster, error) {
 		}
 	}
 	return p, nil
+}
+
+// portOf finds the port of a server by the lock file of its socket, which begins with the postmaster's process id; 0 if
+// there is none.
+func portOf(socketDir string, pid int) int {
+	const prefix, suffix = ".s.PGSQL.", ".lock"
+	// A directory that is not there holds no socket.
+	entries, _ := os.ReadDir(socketDir)
+	for _, e := range entries {
+		middle, ok := strings.CutPrefix(e.Name(), prefix)
+		middle, lock := strings.CutSuffix(middle, suffix)
+		port, err := strconv.Atoi(middle)
+		if !ok || !lock || err != nil {
+			continue
+		}
+		text, err := os.ReadFile(filepath.Join(socketDir, e.Name()))
+		if first, _, _ := strings.Cut(string(text), "\n"); err == nil && first == strconv.Itoa(pid) {
+			return port
+		}
+	}
+	return 0
 }
 
 // Running tells whether processes of a server work on dataDir, and the id of the first of them: the postmaster where it

@@ -79,6 +79,33 @@ func ParsePrunedKey(key string) (tli wal.Timeline, first, last uint64, ok bool) 
 	return wal.Timeline(t), first, last, true
 }
 
+// RollUpDir is the prefix under which the rolled-up indexes of a timeline lie.
+func RollUpDir(tli wal.Timeline) string { return IndexPrefix + tli.String() + "/" }
+
+// RollUpKey names the rolled-up indexes of a timeline's segments from number first to last by their
+// content.
+func RollUpKey(tli wal.Timeline, first, last uint64, d Digest) string {
+	return fmt.Sprintf("%s%016X-%016X-%s", RollUpDir(tli), first, last, d)
+}
+
+// ParseRollUpKey is the inverse of RollUpKey.
+func ParseRollUpKey(key string) (tli wal.Timeline, first, last uint64, d Digest, ok bool) {
+	const form = IndexPrefix + "00000000/0000000000000000-0000000000000000-00000000000000000000000000000000"
+	rest, found := strings.CutPrefix(key, IndexPrefix)
+	if !found || len(key) != len(form) {
+		return 0, 0, 0, d, false
+	}
+	t, err := strconv.ParseUint(rest[:8], 16, 32)
+	first, err1 := strconv.ParseUint(rest[9:25], 16, 64)
+	last, err2 := strconv.ParseUint(rest[26:42], 16, 64)
+	d, err3 := ParseDigest(rest[43:])
+	tli = wal.Timeline(t)
+	if err != nil || err1 != nil || err2 != nil || err3 != nil || t == 0 || first > last || RollUpKey(tli, first, last, d) != key {
+		return 0, 0, 0, d, false
+	}
+	return tli, first, last, d, true
+}
+
 // LabelKey names a backup history file ("<segment>.<offset>.backup"), which the server archives
 // at the end of a base backup.
 func LabelKey(name string, d Digest) string {

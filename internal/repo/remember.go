@@ -20,11 +20,11 @@ import (
 //
 // The memory is a safeguard, not a promise: that it can't be written is no error.
 func EnsureRemembered(ctx context.Context, b storage.Bucket, f Facts, now time.Time, memory string) (*Repo, error) {
+	line := fmt.Sprintf("%s %d\n", b, f.SystemID)
 	known, err := os.ReadFile(memory)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return nil, fmt.Errorf("read which repository was used: %w", err)
+		known = []byte(line) // another user's, or on a failing disk: the more careful of the two possibilities
 	}
-	line := fmt.Sprintf("%s %d\n", b, f.SystemID)
 	if string(known) == line {
 		r, err := Open(ctx, b, f.SystemID)
 		if errors.Is(err, ErrNoRepository) {

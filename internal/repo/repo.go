@@ -85,7 +85,7 @@ func Open(ctx context.Context, b storage.Bucket, systemID uint64) (*Repo, error)
 }
 
 // Ensure opens the lineage that f describes and adds f where nothing equal is recorded yet.
-// Created is set here, from now. It may run at the same time on several hosts.
+// Created is set here, from now, and always behind that of the facts before. It may run at the same time on several hosts.
 func Ensure(ctx context.Context, b storage.Bucket, f Facts, now time.Time) (*Repo, error) {
 	r, err := Open(ctx, b, f.SystemID)
 	switch {
@@ -99,6 +99,9 @@ func Ensure(ctx context.Context, b storage.Bucket, f Facts, now time.Time) (*Rep
 		}
 	}
 	f.Format, f.Encryption, f.Created = Format, "none", now.UTC().Truncate(time.Second)
+	if before := r.facts.Created; !f.Created.After(before) && !before.IsZero() {
+		f.Created = before.Add(time.Second)
+	}
 	data, err := MarshalDocument(f)
 	if err != nil {
 		return nil, err
@@ -200,6 +203,11 @@ func (r *Repo) List(ctx context.Context, prefix, after string) iter.Seq2[storage
 			}
 		}
 	}
+}
+
+// Settle makes an object durable that was found and not created here: see storage.Settle.
+func (r *Repo) Settle(ctx context.Context, key string) error {
+	return storage.Settle(ctx, r.bucket, r.base+key)
 }
 
 // Delete removes objects; absent ones are ignored.

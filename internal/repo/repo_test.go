@@ -140,3 +140,38 @@ func TestAnEmptyStoreThatWasUsedIsNotBegunAnew(t *testing.T) {
 		t.Fatalf("after the memory was deleted: %v", err)
 	}
 }
+
+// Root's memory, which the server's user can't read, must not stop archiving, nor be forgotten.
+func TestAMemoryThatCannotBeReadStillGuards(t *testing.T) {
+	ctx := context.Background()
+	memory := t.TempDir() // a directory, which root can't read as a file either
+	b := storagetest.Memory()
+	if _, err := EnsureRemembered(ctx, b, someFacts, someTime, memory); !errors.Is(err, ErrNoRepository) || count(t, b) != 0 {
+		t.Fatalf("a repository was begun: %v", err)
+	}
+	if _, err := Ensure(ctx, b, someFacts, someTime); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := EnsureRemembered(ctx, b, someFacts, someTime, memory); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// A clock that was set back must not make the old facts hold again.
+func TestNewestFactsHoldWhateverTheClockSays(t *testing.T) {
+	ctx, b := context.Background(), storagetest.Memory()
+	if _, err := Ensure(ctx, b, someFacts, someTime); err != nil {
+		t.Fatal(err)
+	}
+	changed := someFacts
+	changed.Cluster = "renamed"
+	for range 3 {
+		if _, err := Ensure(ctx, b, changed, someTime.Add(-time.Hour)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	r, err := Open(ctx, b, someFacts.SystemID)
+	if err != nil || r.Facts().Cluster != "renamed" || count(t, b) != 2 {
+		t.Fatalf("%+v, %v, %d objects", r.Facts(), err, count(t, b))
+	}
+}
