@@ -29,9 +29,9 @@ type external struct {
 func findExternal(info postgres.Info, dataDir string, log *slog.Logger) []external {
 	f := externalFinder{log: log, seen: make(map[string]bool)}
 	f.dataDir = resolve(dataDir)
-	f.file("config_file", info.ConfigFile, 0)
-	f.file("hba_file", info.HBAFile, 0)
-	f.file("ident_file", info.IdentFile, 0)
+	f.file("config_file", info.ConfigFile, nil, 0)
+	f.file("hba_file", info.HBAFile, listFile, 0)
+	f.file("ident_file", info.IdentFile, nil, 0)
 	slices.SortFunc(f.found, func(a, b external) int { return strings.Compare(a.path, b.path) })
 	return f.found
 }
@@ -47,7 +47,12 @@ type externalFinder struct {
 // (guc-file.l); in the two others, from PostgreSQL 16 on, it is a token, which may be quoted (hba.c).
 var includeLine = regexp.MustCompile(`(?i)^\s*(include|include_if_exists|include_dir)[\s=]+(?:'((?:[^']|'')*)'|"([^"]*)"|([^\s#'"]+))`)
 
-func (f *externalFinder) file(name, path string, depth int) {
+// listFile is a file that a list of databases or users in pg_hba.conf stands in, or another such file: @ and its name, which
+// may be quoted (next_token and tokenize_inc_file in src/backend/libpq/hba.c). Without it the server does not start.
+var listFile = regexp.MustCompile(`(?:^|[\s,])@(?:"([^"]+)"|([^\s,#"]+))`)
+
+// file takes in a file and what it names: by lines that include others, and by lists, unless that is nil.
+func (f *externalFinder) file(name, path string, lists *regexp.Regexp, depth int) {
 	if path == "" || depth > maxIncludes {
 		return
 	}
@@ -66,15 +71,16 @@ func (f *externalFinder) file(name, path string, depth int) {
 		return
 	}
 	if f.outside(real) {
-		if !f.outside(path) {
-			path = real // the data directory holds a link to it
+		at := path
+		if !f.outside(at) {
+			at = real // the data directory holds a link to it
 		}
-		f.found = append(f.found, external{name: name, path: path, info: info})
+		f.found = append(f.found, external{name: name, path: at, info: info})
 	}
-	f.includes(path, real, depth)
+	f.includes(path, real, lists, depth)
 }
 
-func (f *externalFinder) includes(path, real string, depth int) {
+func (f *externalFinder) includes(path, real string, lists *regexp.Regexp, depth int) {
 	in, err := os.Open(real)
 	if err != nil {
 		f.log.Warn("a configuration file can't be read", "path", path, "error", err)
@@ -83,6 +89,11 @@ func (f *externalFinder) includes(path, real string, depth int) {
 	defer in.Close()
 	lines := bufio.NewScanner(in)
 	for lines.Scan() {
+		if lists != nil && !strings.HasPrefix(strings.TrimSpace(lines.Text()), "#") {
+			for _, m := range lists.FindAllStringSubmatch(lines.Text(), -1) {
+				f.file("include", beside(path, m[1]+m[2]), lists, depth+1)
+			}
+		}
 		m := includeLine.FindStringSubmatch(lines.Text())
 		if m == nil {
 			continue
@@ -91,11 +102,9 @@ func (f *externalFinder) includes(path, real string, depth int) {
 		if target == "" {
 			continue
 		}
-		if !filepath.IsAbs(target) {
-			target = filepath.Join(filepath.Dir(path), target)
-		}
+		target = beside(path, target)
 		if !strings.EqualFold(m[1], "include_dir") {
-			f.file("include", target, depth+1)
+			f.file("include", target, lists, depth+1)
 			continue
 		}
 		names, err := readNames(target)
@@ -104,13 +113,21 @@ func (f *externalFinder) includes(path, real string, depth int) {
 		}
 		for _, n := range names {
 			if strings.HasSuffix(n, ".conf") && n[0] != '.' {
-				f.file("include", filepath.Join(target, n), depth+1)
+				f.file("include", filepath.Join(target, n), lists, depth+1)
 			}
 		}
 	}
 	if err := lines.Err(); err != nil {
 		f.log.Warn("a configuration file can't be read", "path", path, "error", err)
 	}
+}
+
+// beside gives the path that a configuration file means by a name: next to where the server found it, be that a link.
+func beside(path, name string) string {
+	if filepath.IsAbs(name) {
+		return name
+	}
+	return filepath.Join(filepath.Dir(path), name)
 }
 
 func (f *externalFinder) outside(path string) bool {

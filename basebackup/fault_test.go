@@ -363,6 +363,16 @@ func TestArchivedTwice(t *testing.T) {
 	if err := w.await(ctx, first, last); err != nil {
 		t.Errorf("two contents, settled: %v", err)
 	}
+	third := repo.ResolvedKey(name, repo.DigestOf([]byte("a third")))
+	if err := s.repo.Create(ctx, third, strings.NewReader("x")); err != nil {
+		t.Fatal(err)
+	}
+	if err := w.await(ctx, first, last); err == nil {
+		t.Error("two contents, settled in two ways")
+	}
+	if err := s.repo.Delete(ctx, third); err != nil {
+		t.Fatal(err)
+	}
 	if n, err := w.missing(ctx, first, last+100); err != nil || n <= last || n > last+2 {
 		t.Errorf("missing behind %d: %d, %v", last, n, err)
 	}
@@ -481,11 +491,11 @@ func TestRetentionLeavesWhatRestores(t *testing.T) {
 	}
 	for _, i := range []int{0, 2} {
 		h := taken[i]
-		if _, missing := c.Path(Lines(c)[0], h.StartLSN, h.StopLSN); missing != nil {
+		if _, missing := c.Path(Lines(c)[0].History, h.StartLSN, h.StopLSN); missing != nil {
 			t.Errorf("backup %d: %v", i, missing)
 		}
 	}
-	if _, missing := c.Path(Lines(c)[0], taken[1].StartLSN, taken[1].StopLSN); missing == nil {
+	if _, missing := c.Path(Lines(c)[0].History, taken[1].StartLSN, taken[1].StopLSN); missing == nil {
 		t.Error("the WAL of the backup that went is still there")
 	}
 	r := s.restore(taken[2])

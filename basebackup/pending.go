@@ -8,9 +8,11 @@ import (
 	"os"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"pitr/internal/repo"
+	"pitr/internal/wal"
 )
 
 // A backup that is being taken shows signs of life, so that nobody deletes its packs: no manifest speaks for them yet.
@@ -35,18 +37,33 @@ type Pending struct {
 	Started time.Time `json:"started"`
 	Renewed time.Time `json:"renewed"`
 	Parent  string    `json:"parent,omitempty"`
+	// Where the backup begins, once the server has said so: the WAL from there on stays. 0: not yet known.
+	Timeline wal.Timeline `json:"timeline,omitempty"`
+	StartLSN wal.LSN      `json:"start_lsn,omitempty"`
 }
 
 // renewer writes signs of life.
 type renewer struct {
 	repo *repo.Repo
-	sign Pending
 	now  func() time.Time
 	log  *slog.Logger
+
+	mu   sync.Mutex
+	sign Pending // the last one
+}
+
+// began writes a sign that says where the backup begins.
+func (p *renewer) began(ctx context.Context, tli wal.Timeline, start wal.LSN) error {
+	p.mu.Lock()
+	p.sign.Timeline, p.sign.StartLSN = tli, start
+	p.mu.Unlock()
+	return p.renew(ctx)
 }
 
 // renew writes the next sign.
 func (p *renewer) renew(ctx context.Context) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
 	next := p.sign
 	next.N++
 	next.Renewed = p.now().UTC()
@@ -70,7 +87,7 @@ func (p *renewer) run(ctx context.Context) error {
 		err := p.renew(ctx)
 		switch {
 		case err == nil || ctx.Err() != nil:
-		case p.now().Sub(p.sign.Renewed) > renewGrace:
+		case p.silence() > renewGrace:
 			return err
 		default:
 			p.log.Warn("will be tried again", "error", err)
@@ -78,8 +95,17 @@ func (p *renewer) run(ctx context.Context) error {
 	}
 }
 
+// silence is how long ago the last sign was written.
+func (p *renewer) silence() time.Duration {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.now().Sub(p.sign.Renewed)
+}
+
 // remove takes the signs back.
 func (p *renewer) remove(ctx context.Context) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
 	var keys []string
 	for n := 1; n <= p.sign.N; n++ {
 		keys = append(keys, repo.PendingKey(p.sign.ID, n))

@@ -4,10 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"time"
 
+	"pitr/archive"
 	"pitr/internal/hint"
 	"pitr/internal/repo"
 	"pitr/storage"
@@ -234,6 +236,7 @@ func references(ctx context.Context, r *repo.Repo) (referred, complete map[strin
 type signOf struct {
 	alive bool
 	keys  []string
+	last  Pending
 }
 
 // readSigns reads all signs of life. One that can't be read counts as long as the store says that it is young.
@@ -263,8 +266,25 @@ func readSigns(ctx context.Context, r *repo.Repo, now time.Time) (map[string]sig
 			}
 			p = Pending{ID: id}
 		}
-		s.alive = p.alive(now, last)
+		s.alive, s.last = p.alive(now, last), p
 		signs[id] = s
 	}
 	return signs, nil
+}
+
+// Running returns what WAL the backups need that are being taken. Asked for after the coverage from which it is decided
+// which WAL goes, it misses none that any of that may be for: a backup says where it begins before the server ends the
+// segment that it begins in.
+func Running(ctx context.Context, r *repo.Repo, now time.Time) ([]archive.Need, error) {
+	signs, err := readSigns(ctx, r, now)
+	if err != nil {
+		return nil, err
+	}
+	var needs []archive.Need
+	for _, id := range slices.Sorted(maps.Keys(signs)) {
+		if p := signs[id].last; signs[id].alive && p.StartLSN != 0 && p.Timeline != 0 {
+			needs = append(needs, archive.Need{Timeline: p.Timeline, From: p.StartLSN, Why: "backup " + id + ", which is being taken"})
+		}
+	}
+	return needs, nil
 }

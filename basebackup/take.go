@@ -101,6 +101,7 @@ type taker struct {
 
 	info  postgres.Info
 	h     *Header
+	sign  *renewer
 	copy  *copier
 	packs *packs
 	total int64 // about
@@ -114,10 +115,10 @@ func (t *taker) take(ctx context.Context) (_ *Header, err error) {
 	if err != nil {
 		return nil, err
 	}
-	sign := &renewer{repo: t.repo, now: t.o.Now, log: t.o.Log, sign: Pending{
+	t.sign = &renewer{repo: t.repo, now: t.o.Now, log: t.o.Log, sign: Pending{
 		ID: t.h.ID, Host: t.h.Host, Node: t.h.Node, PID: os.Getpid(), Process: processName(os.Getpid()), Started: t.h.Started,
 	}}
-	if err := sign.renew(ctx); err != nil {
+	if err := t.sign.renew(ctx); err != nil {
 		return nil, err
 	}
 	manifest, err := NewWriter(t.o.SpoolDir)
@@ -134,7 +135,7 @@ func (t *taker) take(ctx context.Context) (_ *Header, err error) {
 	// The signs of life and the progress go on beside the work.
 	beside, stop := context.WithCancelCause(ctx)
 	var side sync.WaitGroup
-	side.Go(func() { stop(sign.run(beside)) })
+	side.Go(func() { stop(t.sign.run(beside)) })
 	if t.o.Progress != nil {
 		side.Go(func() { t.report(beside) })
 	}
@@ -148,7 +149,7 @@ func (t *taker) take(ctx context.Context) (_ *Header, err error) {
 	// Without a manifest the packs are nobody's now; with one they need no sign.
 	tidy, cancel := context.WithTimeout(context.WithoutCancel(ctx), removeTimeout)
 	defer cancel()
-	if rerr := sign.remove(tidy); rerr != nil {
+	if rerr := t.sign.remove(tidy); rerr != nil {
 		t.o.Log.Warn("signs of a backup being taken stay behind, for `pitr prune` to remove", "error", rerr)
 	}
 	if err != nil {
@@ -216,6 +217,9 @@ func (t *taker) work(ctx context.Context, manifest *Writer) error {
 		return err
 	}
 	t.h.StartLSN, t.h.Timeline = start.LSN, start.Timeline
+	if err := t.sign.began(ctx, start.Timeline, start.LSN); err != nil {
+		return err
+	}
 	if err := t.proveStorage(ctx); err != nil {
 		return err
 	}
@@ -243,7 +247,7 @@ func (t *taker) work(ctx context.Context, manifest *Writer) error {
 		return err
 	}
 	t.enter(PhaseStore)
-	return t.commit(ctx, manifest)
+	return t.commit(ctx, manifest, wait)
 }
 
 // proveStorage makes sure that the data directory is the very one that the server has written its checkpoint to, and not
@@ -253,6 +257,11 @@ func (t *taker) proveStorage(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	// A standby's directory on this machine may have come as far, but never says that it is in production.
+	if control.State != wal.StateInProduction {
+		return hint.Wrap(fmt.Errorf("%s belongs to a server that is %s", t.o.DataDir, control.State),
+			"postgres.data_dir must be the data directory of the server at postgres.host and postgres.port itself")
+	}
 	if redo := control.CheckpointCopy.Redo; redo < t.h.StartLSN || control.CheckpointCopy.Timeline != t.h.Timeline {
 		return hint.Wrap(fmt.Errorf("%s does not show the checkpoint that the server has just written (%s on timeline %d, want %s on %d)",
 			t.o.DataDir, redo, control.CheckpointCopy.Timeline, t.h.StartLSN, t.h.Timeline),
@@ -261,8 +270,8 @@ func (t *taker) proveStorage(ctx context.Context) error {
 	return nil
 }
 
-// proveArchiving returns when the segment that the backup begins in is in the repository: if archiving does not work,
-// that shows before anything is copied.
+// proveArchiving returns when the segment that the backup begins in is in the repository, and the history of its timeline:
+// if archiving does not work, that shows before anything is copied.
 func (t *taker) proveArchiving(ctx context.Context, wait *walWaiter) error {
 	t.enter(PhaseWAL)
 	first, _ := t.h.SegmentRange()
@@ -276,7 +285,10 @@ func (t *taker) proveArchiving(ctx context.Context, wait *walWaiter) error {
 			return err
 		}
 	}
-	return wait.await(ctx, first, first)
+	if err := wait.await(ctx, first, first); err != nil {
+		return err
+	}
+	return wait.awaitHistory(ctx, t.o.DataDir)
 }
 
 // copyAll copies the data directory, and notices on the way if the server ends the backup by ending the session.
@@ -403,7 +415,7 @@ func (t *taker) finish(stop postgres.BackupStop) error {
 }
 
 // commit stores the manifest, unless somebody has taken the backup for dead, as after the machine was asleep for days.
-func (t *taker) commit(ctx context.Context, manifest *Writer) error {
+func (t *taker) commit(ctx context.Context, manifest *Writer, wait *walWaiter) error {
 	if err := checkMarks(ctx, t.repo, t.h.PacksOf); err != nil {
 		return err
 	}
@@ -414,6 +426,11 @@ func (t *taker) commit(ctx context.Context, manifest *Writer) error {
 	err := checkMarks(ctx, t.repo, t.h.PacksOf)
 	if err == nil {
 		err = checkPacks(ctx, t.repo, t.h)
+	}
+	if err == nil {
+		// From now on the manifest keeps the WAL. What was seen before it may be gone by somebody's hand.
+		first, last := t.h.SegmentRange()
+		err = wait.await(ctx, first, last)
 	}
 	if err == nil {
 		return nil

@@ -209,8 +209,12 @@ func TestWhatIsTaken(t *testing.T) {
 		}
 	}
 	hba := filepath.Join(outside, "hba")
-	if err := os.WriteFile(hba, data, 0o644); err != nil {
-		t.Fatal(err)
+	users, more2 := filepath.Join(outside, "users"), filepath.Join(outside, "more users")
+	data = append(data, fmt.Sprintf("\nlocal all nobody,@%s reject # @none\n", users)...)
+	for path, text := range map[string]string{hba: string(data), users: "eve\n@\"more users\"\n", more2: "mallory\n"} {
+		if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
 	}
 	if err := os.Remove(filepath.Join(s.Dir, "pg_hba.conf")); err != nil {
 		t.Fatal(err)
@@ -260,7 +264,7 @@ func TestWhatIsTaken(t *testing.T) {
 			external[p] = e.Name
 		}
 	}
-	want := map[string]string{conf: "include", more: "include", filepath.Join(subdir, "a.conf"): "include", hba: "hba_file"}
+	want := map[string]string{conf: "include", more: "include", filepath.Join(subdir, "a.conf"): "include", hba: "hba_file", users: "include", more2: "include"}
 	if !reflect.DeepEqual(external, want) {
 		t.Errorf("configuration outside: %v, want %v", external, want)
 	}

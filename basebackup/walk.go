@@ -11,8 +11,15 @@ import (
 	"slices"
 	"strings"
 	"syscall"
+	"time"
 
 	"pitr/internal/hint"
+)
+
+// spaceTries and spacePause bound how long a tablespace may be half dropped.
+const (
+	spaceTries = 40
+	spacePause = 50 * time.Millisecond
 )
 
 // walker goes through a data directory in the order of a manifest. It holds the names of the directories on the way to
@@ -204,8 +211,22 @@ func (w *walker) link(ctx context.Context, parent, name, path, file string) (ins
 func (w *walker) tablespace(ctx context.Context, link, path string) error {
 	dir, sub := filepath.Join(link, w.versionDir), join(path, w.versionDir)
 	info, err := os.Lstat(dir)
-	if gone(err) {
-		return nil
+	for tries := 0; gone(err); tries++ {
+		// The server removes the directory first and the link to it next, when the tablespace is dropped. A link that
+		// stays leads to what is not mounted: PostgreSQL's own backup passes over that, and so lacks all of it.
+		if _, lerr := os.Lstat(link); gone(lerr) {
+			return nil
+		}
+		if tries == spaceTries {
+			return hint.Wrap(fmt.Errorf("read the data directory: the tablespace at %s is not there: %w", link, err),
+				"is its file system mounted? A tablespace that is lost must be dropped before a backup can be taken")
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(spacePause):
+		}
+		info, err = os.Lstat(dir)
 	}
 	if err != nil {
 		return readFailed(err)

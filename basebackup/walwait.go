@@ -98,16 +98,18 @@ func (w *walWaiter) missing(ctx context.Context, first, last uint64) (uint64, er
 	return next, nil
 }
 
+// settled tells whether one content is recorded as the one that holds. Two records that differ settle nothing.
 func (w *walWaiter) settled(ctx context.Context, name string) (bool, error) {
+	n := 0
 	for o, err := range w.repo.List(ctx, repo.SegmentPrefix(name)+".resolved-", "") {
 		if err != nil {
 			return false, fmt.Errorf("look for archived WAL: %w", err)
 		}
 		if obj, ok := repo.ParseWALKey(o.Key); ok && obj.Resolved {
-			return true, nil
+			n++
 		}
 	}
-	return false, nil
+	return n == 1, nil
 }
 
 // late makes the error of a segment that does not come.

@@ -296,8 +296,7 @@ func neededWAL(ctx context.Context, ar *archive.Archive, h *basebackup.Header) (
 	if err != nil {
 		return nil, err
 	}
-	// The backup is all on its own timeline: ancestors don't matter.
-	if _, missing := c.Path(wal.History{Timeline: h.Timeline}, h.StartLSN, h.StopLSN); missing != nil {
+	if missing := basebackup.MissingWAL(c, h); missing != nil {
 		return []string{missing.Error()}, nil
 	}
 	return nil, nil

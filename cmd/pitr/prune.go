@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -118,7 +119,15 @@ func (e *env) planPrune(ctx context.Context, ar *archive.Archive, now time.Time)
 			"WAL and packs stay as they are until it can; if the backup is lost, `pitr backup delete %s`", problems[0].ID)
 		return p, nil
 	}
-	p.wal = archive.PlanPrune(c, basebackup.Needs(all, p.backups))
+	needs := basebackup.Needs(all, p.backups)
+	running, err := basebackup.Running(ctx, r, now)
+	if err != nil {
+		return nil, err
+	}
+	if len(needs) > 0 { // else all WAL stays, and one that is being taken may fail
+		needs = append(needs, running...)
+	}
+	p.wal = archive.PlanPrune(c, needs)
 	p.left, err = basebackup.Leftovers(ctx, r, now)
 	return p, err
 }
@@ -163,6 +172,9 @@ func (p *prunePlan) deletions() int {
 // Whatever ends it, what is left is whole, and the next run goes on.
 func (p *prunePlan) run(ctx context.Context) (string, error) {
 	r := p.archive.Repo()
+	if err := p.holds(ctx); err != nil {
+		return "", err
+	}
 	backups := 0
 	for _, v := range p.backups {
 		if v.Keep {
@@ -191,7 +203,26 @@ func (p *prunePlan) run(ctx context.Context) (string, error) {
 	if _, err := storage.Sweep(ctx, p.bucket, tempLife); err != nil {
 		return "", err
 	}
+	// What is left is rolled up, where no agent does it, and what was rolled up is verified.
+	if _, err := p.archive.RollUp(ctx, true); err != nil {
+		return "", err
+	}
 	return fmt.Sprintf("deleted %d backups, %d WAL objects of %s, %s of packs", backups, objects, size(bytes), size(packs)), nil
+}
+
+// holds looks again for the backups that stay, before any others go because of them: the plan may have waited long for an
+// answer, and somebody may have deleted one.
+func (p *prunePlan) holds(ctx context.Context) error {
+	all, _, err := basebackup.List(ctx, p.archive.Repo())
+	if err != nil {
+		return err
+	}
+	for _, v := range p.backups {
+		if v.Keep && !slices.ContainsFunc(all, func(h *basebackup.Header) bool { return h.ID == v.ID }) {
+			return hint.Wrap(fmt.Errorf("%w: backup %s was to stay, and is gone: what may go must be decided anew", recovery.ErrRefused, v.ID), "run `pitr prune` again")
+		}
+	}
+	return nil
 }
 
 // confirm returns nil if the user wants what the question says: by --yes, or by an answer on the terminal.
