@@ -5,7 +5,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -o pipefail -ec
 .DEFAULT_GOAL := build
-.PHONY: build deps demo test test-versions lint bench clean help
+.PHONY: build deps demo test race test-versions lint bench clean help
 
 REVISION := $(shell git rev-parse --verify --quiet HEAD 2>/dev/null)
 VERSION := $(or $(if $(REVISION),$(shell git describe --tags --always --dirty 2>/dev/null)),dev)
@@ -30,15 +30,19 @@ deps:
 demo: deps build
 	./tests/demo/run
 
-# The packages run under the race detector. What stands under tests/ drives servers and the built program, where the
-# detector would see little and cost much.
+# Most packages run under the race detector. The three that work on whole clusters take minutes under it and have a target
+# of their own, `make race`; what stands under tests/ drives the built program, where the detector would see little.
+HEAVY := pitr/archive pitr/basebackup pitr/recovery
 test: deps build bin/count
 	go vet ./...
 	$(if $(RACE),,@echo 'No C compiler found: running without the race detector.')
 	( failed=0; \
-	  go test $(TESTFLAGS) $(RACE) $$(go list ./... | grep -v '^pitr/tests') || failed=1; \
-	  go test $(TESTFLAGS) ./tests/... || failed=1; \
+	  go test $(TESTFLAGS) $(RACE) $$(go list ./... | grep -v '^pitr/tests' | grep -vxF "$$(printf '%s\n' $(HEAVY))") || failed=1; \
+	  go test $(TESTFLAGS) $(HEAVY) ./tests/... || failed=1; \
 	  exit $$failed ) | bin/count
+
+race: deps build bin/count
+	go test $(TESTFLAGS) $(RACE) $(HEAVY) | bin/count
 
 test-versions: deps build bin/count
 	./tests/versions/run
@@ -78,6 +82,7 @@ help:
 	@echo 'make deps           install PostgreSQL from the distribution, or say what to install'
 	@echo 'make demo           the whole line on a server of its own, in under three minutes'
 	@echo 'make test           all tests; ends with what passed, failed and was skipped'
+	@echo 'make race           the packages that make test runs without the race detector, with it'
 	@echo 'make test-versions  the server tests on PostgreSQL 14 to 18 (fetches them with npm)'
 	@echo 'make lint           gofmt, go vet, staticcheck, govulncheck'
 	@echo 'make bench          side by side with pgBackRest and zstd'

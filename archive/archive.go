@@ -1,7 +1,9 @@
 package archive
 
 import (
+	"bytes"
 	"cmp"
+	"context"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -33,8 +35,9 @@ type Origin struct {
 type Options struct {
 	// Level is the compression level (repo.MinLevel to repo.MaxLevel); 0 is 1.
 	Level int
-	// Workers bounds how many objects one call of Verify or Facts reads at once; 0 is 1. Push and
-	// Fetch work on one object each; their callers decide how many run at once.
+	// Workers bounds how many objects one call of Verify or Facts reads at once, and how many
+	// segments are checked and compressed at once by all calls of Push together; 0 is 1. How many
+	// pushes run at once is their callers' choice: what waits for the store takes no processor.
 	Workers int
 	// Origin is written into each new object.
 	Origin Origin
@@ -51,6 +54,7 @@ type Options struct {
 type Archive struct {
 	repo *repo.Repo
 	o    Options
+	busy chan struct{} // holds one element for each push that takes a processor
 
 	mu    sync.Mutex
 	idle  []*kit
@@ -68,7 +72,7 @@ func New(r *repo.Repo, o Options) *Archive {
 	if o.Now == nil {
 		o.Now = time.Now
 	}
-	return &Archive{repo: r, o: o, histo: make(map[wal.Timeline]wal.History)}
+	return &Archive{repo: r, o: o, busy: make(chan struct{}, o.Workers), histo: make(map[wal.Timeline]wal.History)}
 }
 
 // Repo is the repository the archive lies in.
@@ -91,9 +95,21 @@ func (a *Archive) segSize() int64 { return a.repo.Facts().SegmentSize }
 type kit struct {
 	enc *repo.Encoder
 	dec *repo.Decoder
-	// raw holds one frame's content, stored its compressed form, and whole a segment of up to
-	// wholeMax bytes.
+	// raw holds one frame's content, stored its compressed form, whole a segment of up to wholeMax
+	// bytes, and packed its object.
 	raw, stored, whole []byte
+	packed             bytes.Buffer
+}
+
+// work runs f while no more than Options.Workers others do.
+func (a *Archive) work(ctx context.Context, f func() error) error {
+	select {
+	case a.busy <- struct{}{}:
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	defer func() { <-a.busy }()
+	return f()
 }
 
 // borrow takes a kit, which giveBack returns.
@@ -121,7 +137,7 @@ func (a *Archive) borrow() (*kit, error) {
 func (a *Archive) giveBack(k *kit) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if len(a.idle) >= a.o.Workers {
+	if len(a.idle) >= 2*a.o.Workers {
 		k.close()
 		return
 	}

@@ -34,14 +34,19 @@ type corpus struct {
 	switched wal.LSN // where timeline 1 was left
 }
 
-// corpora are made once per process, by size in MiB.
+// corpora are made once per process.
 type corpora struct {
 	mu   sync.Mutex
 	root string
-	made map[int]*corpus
+	made map[kindOfCorpus]*corpus
 }
 
-var made = &corpora{made: make(map[int]*corpus)}
+type kindOfCorpus struct {
+	mb   int  // of a segment
+	busy bool // with many small transactions in many segments
+}
+
+var made = &corpora{made: make(map[kindOfCorpus]*corpus)}
 
 func TestMain(m *testing.M) {
 	code := m.Run()
@@ -57,9 +62,20 @@ func TestMain(m *testing.M) {
 // wals returns the corpus with segments of mb MiB.
 func wals(t testing.TB, mb int) *corpus {
 	t.Helper()
+	return madeOf(t, kindOfCorpus{mb: mb})
+}
+
+// busy returns a corpus of small segments with transactions in all of them.
+func busy(t testing.TB) *corpus {
+	t.Helper()
+	return madeOf(t, kindOfCorpus{mb: 1, busy: true})
+}
+
+func madeOf(t testing.TB, kind kindOfCorpus) *corpus {
+	t.Helper()
 	made.mu.Lock()
 	defer made.mu.Unlock()
-	if c := made.made[mb]; c != nil {
+	if c := made.made[kind]; c != nil {
 		return c
 	}
 	if made.root == "" {
@@ -69,13 +85,14 @@ func wals(t testing.TB, mb int) *corpus {
 		}
 		made.root = root
 	}
-	c := makeCorpus(t, mb, filepath.Join(made.root, fmt.Sprint(mb)))
-	made.made[mb] = c
+	c := makeCorpus(t, kind, filepath.Join(made.root, fmt.Sprint(kind.mb, kind.busy)))
+	made.made[kind] = c
 	return c
 }
 
-func makeCorpus(t testing.TB, mb int, dir string) *corpus {
+func makeCorpus(t testing.TB, kind kindOfCorpus, dir string) *corpus {
 	t.Helper()
+	mb := kind.mb
 	out := filepath.Join(pgtest.TempDir(t), "archived")
 	if err := os.Mkdir(out, 0o755); err != nil {
 		t.Fatal(err)
@@ -104,8 +121,13 @@ func makeCorpus(t testing.TB, mb int, dir string) *corpus {
 	s.Exec("CREATE TABLE t (id int, text text)")
 	for i := range 20 {
 		s.Exec(fmt.Sprintf("INSERT INTO t SELECT g, repeat(md5(g::text), 4) FROM generate_series(1, %d) g", 500*min(mb, 16)))
-		if i == 10 {
+		switch i {
+		case 5:
+			s.Exec("BEGIN; INSERT INTO t VALUES (-4); PREPARE TRANSACTION 'prepared'")
+		case 10:
 			s.Exec("SELECT pg_create_restore_point('between')")
+		case 15:
+			s.Exec("COMMIT PREPARED 'prepared'")
 		}
 	}
 	c.commits = 21
@@ -113,6 +135,22 @@ func makeCorpus(t testing.TB, mb int, dir string) *corpus {
 	// index keeps of a record that crosses segments.
 	s.Exec("SELECT pg_logical_emit_message(true, 'test', repeat('x', 2500000))",
 		"DO $$ BEGIN FOR i IN 1..75000 LOOP BEGIN INSERT INTO t VALUES (i); EXCEPTION WHEN others THEN NULL; END; END LOOP; END $$")
+	if kind.busy {
+		// Commits, aborts and those of prepared transactions, of which records cross into most segments.
+		s.Exec("ALTER TABLE t ALTER text SET STORAGE EXTERNAL", // locks out prepared transactions
+			"BEGIN; INSERT INTO t VALUES (-5); PREPARE TRANSACTION 'left'",
+			"BEGIN; INSERT INTO t VALUES (-6); PREPARE TRANSACTION 'undone'")
+		s.Exec("DO $$ BEGIN FOR i IN 1..1200 LOOP INSERT INTO t SELECT i, string_agg(md5(i::text || g), '') FROM generate_series(1, 200) g;"+
+			" IF i % 7 = 0 THEN ROLLBACK; ELSE COMMIT; END IF; END LOOP; END $$",
+			"SELECT pg_create_restore_point('between')",
+			// A commit of many subtransactions begins just before each segment's end: a message takes up what is left.
+			"DO $$ DECLARE room bigint; BEGIN FOR i IN 1..24 LOOP"+
+				" FOR j IN 1..100 LOOP BEGIN INSERT INTO t VALUES (j); EXCEPTION WHEN others THEN NULL; END; END LOOP;"+
+				" room := 1048576 - (pg_current_wal_insert_lsn() - '0/0') % 1048576;"+
+				" PERFORM pg_logical_emit_message(false, '', repeat('x', greatest(0, room - 260 - 24 * (room / 8192))::int)); COMMIT;"+
+				" INSERT INTO t VALUES (i); IF i % 5 = 0 THEN ROLLBACK; ELSE COMMIT; END IF; END LOOP; END $$")
+		s.Exec("ROLLBACK PREPARED 'undone'")
+	}
 	s.Exec("SELECT pg_switch_wal()")
 	s.Exec("INSERT INTO t VALUES (-1)")
 	last := pgtest.QueryOne[string](s, "SELECT pg_walfile_name(pg_switch_wal())")

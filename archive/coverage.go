@@ -7,6 +7,7 @@ import (
 	"maps"
 	"slices"
 	"strings"
+	"time"
 
 	"pitr/internal/repo"
 	"pitr/internal/wal"
@@ -38,6 +39,8 @@ type TimelineRuns struct {
 	Labels int
 	// Stored is the size of all the timeline's objects in bytes.
 	Stored int64
+	// Written is when, by the store's clock, the newest of its segments, whole or partial, was stored; zero: there is none.
+	Written time.Time
 	// any holds the numbers under which there is anything at all.
 	any Runs
 }
@@ -127,7 +130,11 @@ func (a *Archive) Coverage(ctx context.Context) (*Coverage, error) {
 			}
 			now.name = name
 		}
-		c.timeline(w.Timeline).Stored += o.Size
+		t := c.timeline(w.Timeline)
+		t.Stored += o.Size
+		if w.Kind != wal.TimelineHistory && o.Modified.After(t.Written) {
+			t.Written = o.Modified
+		}
 		now.add(object{w, o.Key, o.Size})
 	}
 	if err := flush(); err != nil {
@@ -185,9 +192,10 @@ func (a *Archive) cover(ctx context.Context, c *Coverage, have *contents) error 
 		switch {
 		case err == nil:
 			t.Runs.add(no)
-		case !conflict && !errors.Is(err, ErrNotArchived):
+		case !conflict && !errors.Is(err, ErrNotArchived) && !errors.Is(err, repo.ErrDamaged):
 			return err
 		}
+		// A content that was chosen and is gone is missing like any other; Verify says more.
 	}
 	return nil
 }

@@ -108,6 +108,9 @@ func TestGaps(t *testing.T) {
 		"two forks in one segment":  {"1: 5-9\n2 < 1@10.25:\n3 < 2@10.5: 10-12", ""},
 		"went back":                 {"1: 5-9\n2 < 1@10.5: 10-14\n3 < 1@7.5: 7-9", ""},
 		"unknown history":           {"1: 5-9\n4: 3-4 7", "4:5-6"},
+		"before a partial":          {"1: 5-7 10p", "1:8-9"},
+		"before only a partial":     {"1: 5-7\n2 < 1@10.5: 10p", "1:8-9"},
+		"before the fork's partial": {"1: 5-8\n2 < 1@10.5: 12p", "1:9-9 2:10-11"},
 		"pruned up to the fork":     {"1: 2\n1: -3-9\n2 < 1@10.5: 14-15\n2: -10-13", ""},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -19,21 +19,19 @@ type Gap struct {
 }
 
 // Gaps returns what is missing: on the way along each timeline's history, from the oldest archived
-// segment of that way to the newest one of the timeline. What is older than that, what retention
+// segment of that way to the newest one of the timeline, whole or partial. What is older than that, what retention
 // removed, and conflicts are no gaps. A timeline whose history is not archived is looked at by
 // itself.
 func (c *Coverage) Gaps() []Gap {
 	found := make(map[wal.Timeline]Runs)
 	for tli, t := range c.Timelines {
-		if len(t.Runs) == 0 {
-			continue
-		}
+		end := t.end(c.SegSize)
 		h, err := c.History(tli)
 		if err != nil {
 			h = wal.History{Timeline: tli}
 		}
 		begun := false
-		for _, w := range c.way(h, wal.SegmentStart(t.Runs[len(t.Runs)-1].Last+1, c.SegSize)) {
+		for _, w := range c.way(h, end) {
 			have := c.Timelines[w.tli]
 			if have == nil {
 				have = &TimelineRuns{}
@@ -75,6 +73,19 @@ func (c *Coverage) Gaps() []Gap {
 	}
 	slices.SortFunc(out, func(x, y Gap) int { return strings.Compare(x.First, y.First) })
 	return out
+}
+
+// end is where what must be there as whole segments ends: behind the last one that is, or before the
+// last partial one.
+func (t *TimelineRuns) end(segSize int64) wal.LSN {
+	var end wal.LSN
+	if n := len(t.Runs); n > 0 {
+		end = wal.SegmentStart(t.Runs[n-1].Last+1, segSize)
+	}
+	for no := range t.Partials {
+		end = max(end, wal.SegmentStart(no, segSize))
+	}
+	return end
 }
 
 func (c *Coverage) gap(tli wal.Timeline, r Run) Gap {

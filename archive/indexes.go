@@ -15,7 +15,8 @@ import (
 // that began in an earlier segment of the path and ends in this one (in WAL order it comes before
 // the index's own facts).
 type Piece struct {
-	Key      string
+	Key string
+	// Meta is nil where the index is a brief one.
 	Meta     *Meta
 	Index    *wal.Index
 	Straddle wal.Straddle
@@ -25,9 +26,15 @@ type Piece struct {
 // ahead of the consumer. An index that is missing, or of a version that this pitr does not know, is
 // made from the segment, and so is a record that the indexes don't hold. The first error ends it.
 func (a *Archive) Indexes(ctx context.Context, path []Step) iter.Seq2[Piece, error] {
+	return a.indexes(ctx, path, 0, nil)
+}
+
+// indexes is Indexes, but where the brief index of a segment is enough, that is given if it is
+// rolled up: see Skim.
+func (a *Archive) indexes(ctx context.Context, path []Step, from wal.LSN, enough func(*wal.Index) bool) iter.Seq2[Piece, error] {
 	return func(yield func(Piece, error) bool) {
 		var f follower
-		for p, err := range a.readAhead(ctx, path) {
+		for p, err := range a.readAhead(ctx, a.briefly(ctx, path, from, enough), a.index) {
 			if err == nil {
 				err = a.follow(ctx, &f, &p)
 			}
@@ -45,8 +52,9 @@ type reading struct {
 	done  chan struct{}
 }
 
-// readAhead reads the indexes of a path with several workers and gives them in order.
-func (a *Archive) readAhead(ctx context.Context, path []Step) iter.Seq2[Piece, error] {
+// readAhead reads the indexes of objects with several workers and gives them in order.
+func (a *Archive) readAhead(ctx context.Context, objects iter.Seq2[wanted, error],
+	read func(context.Context, object) (*Meta, *wal.Index, error)) iter.Seq2[Piece, error] {
 	return func(yield func(Piece, error) bool) {
 		ctx, cancel := context.WithCancel(ctx)
 		var workers sync.WaitGroup
@@ -57,8 +65,8 @@ func (a *Archive) readAhead(ctx context.Context, path []Step) iter.Seq2[Piece, e
 		line := make(chan *reading, a.o.Workers-1)
 		workers.Go(func() {
 			defer close(line)
-			for o, err := range a.segments(ctx, path) {
-				r := &reading{piece: Piece{Key: o.key}, err: err, done: make(chan struct{})}
+			for o, err := range objects {
+				r := &reading{piece: Piece{Key: o.key, Index: o.brief}, err: err, done: make(chan struct{})}
 				// Only what stands in the line, or is waited for, is read: so many as there are workers.
 				select {
 				case line <- r:
@@ -69,9 +77,13 @@ func (a *Archive) readAhead(ctx context.Context, path []Step) iter.Seq2[Piece, e
 					close(r.done)
 					return
 				}
+				if o.brief != nil {
+					close(r.done)
+					continue
+				}
 				workers.Go(func() {
 					defer close(r.done)
-					r.piece.Meta, r.piece.Index, r.err = a.index(ctx, o)
+					r.piece.Meta, r.piece.Index, r.err = read(ctx, o.object)
 				})
 			}
 		})

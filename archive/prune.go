@@ -136,7 +136,7 @@ type pruneRecord struct {
 const deleteBatch = 500
 
 // Prune deletes what the plan says: segments, partial ones, backup history files, records of
-// choices and refused contents. What stays is whole at every moment: the deletion is recorded
+// choices, refused contents, and roll-ups of nothing else. What stays is whole at every moment: the deletion is recorded
 // first, so that no gap is seen where nothing is needed, and goes from the oldest to the newest.
 // After an error it can be repeated. It returns the number and the size of the objects that went.
 func (a *Archive) Prune(ctx context.Context, plan []PruneItem) (objects int, bytes int64, err error) {
@@ -199,7 +199,8 @@ func (a *Archive) prune(ctx context.Context, it PruneItem) (objects int, bytes i
 			return objects, bytes, err
 		}
 	}
-	return objects, bytes, nil
+	n, size, err := a.pruneRollUps(ctx, it)
+	return objects + n, bytes + size, err
 }
 
 // segmentOfKey returns the name of the segment that an object belongs to.

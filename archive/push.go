@@ -89,8 +89,8 @@ func (a *Archive) pushSegment(ctx context.Context, k *kit, path, name string, pu
 	if err != nil {
 		return p, fmt.Errorf("%w: %w", ErrSource, err)
 	}
-	src, err := readSource(path, a.segSize(), 0, k)
-	if err != nil {
+	var src *source
+	if err := a.work(ctx, func() (err error) { src, err = readSource(path, a.segSize(), 0, k); return err }); err != nil {
 		return p, err
 	}
 	defer func() { err = errors.Join(err, src.close()) }()
@@ -222,20 +222,37 @@ func (j *job) digest() (d repo.Digest, err error) {
 }
 
 func (a *Archive) pushWhole(ctx context.Context, j *job) (Pushed, error) {
-	if err := a.check(j); err != nil {
-		return Pushed{}, err
-	}
-	d, err := j.digest()
-	if err != nil {
-		return Pushed{}, err
-	}
-	return a.settle(ctx, j.meta.Name, d, j.meta.Size, repo.SegmentKey(j.meta.Name, d), func(bool) (io.ReadSeeker, error) {
-		index, err := a.buildIndex(j)
-		if err != nil {
-			return nil, err
+	var d repo.Digest
+	if err := a.work(ctx, func() (err error) {
+		if err = a.check(j); err == nil {
+			d, err = j.digest()
 		}
-		return newObjectReader(j.k, j.src, j.meta, index), nil
+		return err
+	}); err != nil {
+		return Pushed{}, err
+	}
+	return a.settle(ctx, j.meta.Name, d, j.meta.Size, repo.SegmentKey(j.meta.Name, d), func(bool) (body io.ReadSeeker, err error) {
+		err = a.work(ctx, func() error { body, err = a.pack(j); return err })
+		return body, err
 	})
+}
+
+// pack makes the object of a segment: in memory, so that storing it takes no processor and trying
+// again compresses nothing; one that is mapped is compressed while it is stored.
+func (a *Archive) pack(j *job) (io.ReadSeeker, error) {
+	index, err := a.buildIndex(j)
+	if err != nil {
+		return nil, err
+	}
+	body := newObjectReader(j.k, j.src, j.meta, index)
+	if j.src.mapped {
+		return body, nil
+	}
+	j.k.packed.Reset()
+	if _, err := j.k.packed.ReadFrom(body); err != nil {
+		return nil, err
+	}
+	return bytes.NewReader(j.k.packed.Bytes()), nil
 }
 
 // settle archives one content under a name: it stores it unless it is there, refuses it where
@@ -249,6 +266,10 @@ func (a *Archive) settle(ctx context.Context, name string, d repo.Digest, raw in
 	p := Pushed{Key: key, Raw: raw}
 	if o, ok := c.find(d); ok {
 		if err := a.accept(ctx, &c, o, raw); err != nil {
+			return Pushed{}, err
+		}
+		// Whoever stored it may have been killed before it was durable.
+		if err := a.repo.Settle(ctx, o.key); err != nil {
 			return Pushed{}, err
 		}
 		p.Stored, p.Already = o.size, true
@@ -372,6 +393,9 @@ func (a *Archive) pushPart(ctx context.Context, j *job) (Pushed, error) {
 	switch {
 	case err == nil:
 		p.Already = true
+		if err := a.repo.Settle(ctx, p.Key); err != nil {
+			return Pushed{}, err
+		}
 	case !errors.Is(err, storage.ErrNotFound):
 		return Pushed{}, err
 	default:

@@ -11,7 +11,7 @@ import (
 )
 
 // wholeMax is the largest file that is read into memory as a whole. Larger ones are mapped.
-const wholeMax = 64 << 20
+const wholeMax = 32 << 20
 
 // A source is a file in memory: read into a buffer where it is small enough, so that nobody can
 // change it under the hands of the reader, and mapped where it is large.

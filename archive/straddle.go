@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 
 	"pitr/internal/wal"
 )
@@ -18,6 +19,9 @@ type follower struct {
 // follow sets in p what ends in it.
 func (a *Archive) follow(ctx context.Context, f *follower, p *Piece) (err error) {
 	p.Straddle, err = f.joiner.Add(p.Index)
+	if errors.Is(err, wal.ErrNotJoined) && slices.ContainsFunc(f.open, func(o Piece) bool { return o.Index.Brief }) {
+		p.Straddle, err = a.rejoin(ctx, f, p)
+	}
 	if errors.Is(err, wal.ErrNotJoined) && len(f.open) > 0 {
 		p.Straddle, err = a.readStraddle(ctx, append(f.open, *p))
 	}
@@ -33,6 +37,24 @@ func (a *Archive) follow(ctx context.Context, f *follower, p *Piece) (err error)
 		f.open = f.open[:0]
 	}
 	return nil
+}
+
+// rejoin reads the whole indexes of the open pieces, of which some are brief, and tries again.
+func (a *Archive) rejoin(ctx context.Context, f *follower, p *Piece) (wal.Straddle, error) {
+	f.joiner = wal.Joiner{}
+	for i := range f.open {
+		o, err := a.stat(ctx, f.open[i].Key)
+		if err != nil {
+			return wal.Straddle{}, err
+		}
+		if f.open[i].Meta, f.open[i].Index, err = a.index(ctx, o); err != nil {
+			return wal.Straddle{}, err
+		}
+		if _, err := f.joiner.Add(f.open[i].Index); err != nil && !errors.Is(err, wal.ErrNotJoined) {
+			return wal.Straddle{}, err
+		}
+	}
+	return f.joiner.Add(p.Index)
 }
 
 // readStraddle makes the facts of a record that is too long for the indexes, from the segments in

@@ -150,11 +150,13 @@ func (v *verifier) verify(ctx context.Context, o object) error {
 	segment := o.Kind == wal.Segment || o.Kind == wal.Partial
 	switch {
 	case o.Resolved:
-		err = v.a.checkResolution(ctx, o)
+		if err = v.a.checkResolution(ctx, o); err == nil {
+			err = v.chosen(ctx, o)
+		}
 	case segment:
 		indexed, err = v.segment(ctx, o)
 	default:
-		_, err = v.a.readSmall(ctx, o)
+		err = v.small(ctx, o)
 	}
 	if err != nil && !errors.Is(err, repo.ErrDamaged) {
 		return err
@@ -182,7 +184,47 @@ func (v *verifier) verify(ctx context.Context, o object) error {
 	return nil
 }
 
-// segment verifies object, pages and index of a segment, and reports whether it has an index.
+// chosen verifies that the content that was chosen is there.
+func (v *verifier) chosen(ctx context.Context, o object) error {
+	c, err := v.a.list(ctx, o.Name)
+	if err != nil {
+		return err
+	}
+	if _, err := c.choose(); errors.Is(err, repo.ErrDamaged) {
+		return v.a.repo.Damaged(o.key, "%v", err)
+	}
+	return nil // a conflict is reported as such
+}
+
+// small verifies a history or backup history file.
+func (v *verifier) small(ctx context.Context, o object) error {
+	data, err := v.a.readSmall(ctx, o)
+	if err != nil || o.Kind != wal.TimelineHistory {
+		return err
+	}
+	if _, err := wal.ParseHistory(o.Timeline, data); err != nil {
+		return v.a.repo.Damaged(o.key, "%v", err)
+	}
+	return nil
+}
+
+// passable verifies that recovery can get through the records of a whole segment. A content that
+// was not chosen is not asked for.
+func (v *verifier) passable(ctx context.Context, o object, ix *wal.Index) error {
+	if ix.Complete {
+		return nil
+	}
+	c, err := v.a.list(ctx, o.Name)
+	if err != nil {
+		return err
+	}
+	if chosen, err := c.choose(); err == nil && chosen.key != o.key {
+		return nil
+	}
+	return v.a.repo.Damaged(o.key, "it was archived so: recovery can't pass %s, %s", ix.Stop.LSN, ix.Stop.Reason)
+}
+
+// segment verifies object, pages, records and index of a segment, and reports whether it has an index.
 func (v *verifier) segment(ctx context.Context, o object) (indexed bool, err error) {
 	a := v.a
 	name, partial := wal.PartialBase(o.Name)
@@ -205,8 +247,13 @@ func (v *verifier) segment(ctx context.Context, o object) (indexed bool, err err
 		if errors.Is(err, repo.ErrDamaged) {
 			return err
 		}
-		indexed = ix != nil
-		return nil
+		if indexed = ix != nil; !indexed {
+			ix, err = wal.BuildIndex(data, o.Timeline)
+		}
+		if partial || err != nil {
+			return nil // what pitr can't index, a server may still know
+		}
+		return v.passable(ctx, o, ix)
 	})
 	return indexed, err
 }

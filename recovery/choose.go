@@ -303,10 +303,13 @@ func (p *Plan) searchTime(v View, c []*basebackup.Header) (finding, error) {
 		if err != nil {
 			return finding{}, err
 		}
-		f, err := search(p.Target, v.Facts(r.Path, b.StartLSN))
+		f, err := search(p.Target, v.Facts(r.Path, b.StartLSN, p.Target.enough))
 		switch {
 		case err != nil:
 			return f, err
+		case f.found && i == 0 && !f.reached && p.Target.Time.Before(b.Started):
+			// Whether transactions ended between the target and the backup, nothing archived tells.
+			return f, p.unreachable(v, c, "it lies before the start of backup %s, %s", b.ID, formatTime(b.Started))
 		case f.found && f.atEnd:
 			if r.Gap != "" {
 				// Transactions of earlier times may follow behind the gap.
@@ -341,7 +344,7 @@ func (p *Plan) searchBackwards(v View, c []*basebackup.Header) (finding, error) 
 		if r.Gap != "" && gap == "" {
 			gap = r.Gap
 		}
-		facts := v.Facts(r.Path, b.StartLSN)
+		facts := v.Facts(r.Path, b.StartLSN, p.Target.enough)
 		if until != 0 {
 			facts = before(until, facts)
 		}
@@ -424,13 +427,6 @@ func (v View) reachable(h wal.History, c []*basebackup.Header) (*Range, error) {
 		return nil, err
 	}
 	r.End, r.Gap = reach.End, reach.Gap
-	for f, err := range v.Facts(reach.Path, last.StartLSN) {
-		if err != nil {
-			return nil, err
-		}
-		if m, _, _, ok := moment(f); ok && !m.Time.Before(r.Last.Time) {
-			r.Last = m
-		}
-	}
-	return r, nil
+	r.Last, err = v.latest(reach.Path, last.StartLSN)
+	return r, err
 }

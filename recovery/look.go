@@ -191,8 +191,8 @@ func real(path string) string {
 	}
 }
 
-// SocketFits tells whether a server's socket in dir has a path that the kernel takes (struct sockaddr_un has 108 bytes,
-// with an end), and that the server takes for one directory.
+// SocketFits tells whether a server's socket in dir has a path that the kernel takes (struct sockaddr_un has 108 bytes, with
+// an end), and that the server takes for one directory and writes as one line of its postmaster.pid.
 func SocketFits(dir string, port int) bool {
-	return len(filepath.Join(dir, ".s.PGSQL."+strconv.Itoa(port))) <= 107 && !strings.ContainsAny(dir, "\",")
+	return len(filepath.Join(dir, ".s.PGSQL."+strconv.Itoa(port))) <= 107 && !strings.ContainsAny(dir, "\",\n")
 }

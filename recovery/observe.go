@@ -1,7 +1,6 @@
 package recovery
 
 import (
-	"cmp"
 	"context"
 	"fmt"
 	"maps"
@@ -50,9 +49,11 @@ func Observe(ctx context.Context, a *archive.Archive, s Surroundings) (*World, e
 	}
 	w.View = View{
 		SystemID: r.SystemID(), SegSize: r.Facts().SegmentSize, Backups: backups,
-		Histories:  map[wal.Timeline]wal.History{1: {Timeline: 1}},
-		Reach:      w.reach,
-		Facts:      func(path []archive.Step, from wal.LSN) Facts { return w.facts(ctx, path, from) },
+		Histories: map[wal.Timeline]wal.History{1: {Timeline: 1}},
+		Reach:     w.reach,
+		Facts: func(path []archive.Step, from wal.LSN, enough func(*wal.Index) bool) Facts {
+			return a.Skim(ctx, path, from, enough)
+		},
 		RecordAt:   func(path []archive.Step, lsn wal.LSN) (Stop, bool, error) { return w.recordAt(ctx, path, lsn) },
 		LastRecord: func(path []archive.Step) (Stop, bool, error) { return w.lastRecord(ctx, path) },
 		Contents:   func(h *basebackup.Header) (Contents, error) { return w.contents(ctx, h) },
@@ -106,30 +107,6 @@ func (w *World) reach(h wal.History, from wal.LSN) (Reach, error) {
 		r.Path = more
 	}
 	return r, nil
-}
-
-// facts is View.Facts: what the archive tells of transactions and the like, and the tablespaces.
-func (w *World) facts(ctx context.Context, steps []archive.Step, from wal.LSN) Facts {
-	return func(yield func(archive.Fact, error) bool) {
-		for piece, err := range w.archive.Indexes(ctx, steps) {
-			if err != nil {
-				yield(archive.Fact{}, err)
-				return
-			}
-			facts := piece.Facts()
-			for _, of := range []*wal.Facts{&piece.Straddle.Facts, &piece.Index.Facts} {
-				for i := range of.Tablespaces {
-					facts = append(facts, archive.Fact{Start: of.Tablespaces[i].LSN, What: &of.Tablespaces[i]})
-				}
-			}
-			slices.SortStableFunc(facts, func(a, b archive.Fact) int { return cmp.Compare(a.Start, b.Start) })
-			for _, f := range facts {
-				if f.Start >= from && !yield(f, nil) {
-					return
-				}
-			}
-		}
-	}
 }
 
 // open gives the manifest of a backup, verified.

@@ -33,19 +33,17 @@ func (r *restorer) saveWAL(ctx context.Context) error {
 	mayPush := err == nil && (marker == nil || marker.Archive)
 	var aside []string
 	why := "the directory is a restored copy"
-	for _, f := range files {
+	if mayPush {
+		if r.report.PushedWAL, aside, err = r.pushAll(ctx, dir, files); err != nil {
+			why = err.Error()
+		}
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		if mayPush {
-			err := r.push(ctx, dir, f)
-			if err == nil {
-				r.report.PushedWAL = append(r.report.PushedWAL, f.name)
-				continue
-			}
-			why = err.Error()
+	} else {
+		for _, f := range files {
+			aside = append(aside, f.name)
 		}
-		aside = append(aside, f.name)
 	}
 	if len(aside) == 0 {
 		return nil
@@ -81,16 +79,32 @@ func (w *World) ArchiveLeftovers(ctx context.Context, dataDir string) ([]string,
 	if err != nil {
 		return nil, err
 	}
-	var done []string
+	done, _, err := r.pushAll(ctx, dir, files)
+	return done, err
+}
+
+// pushAll archives files in their order, and names those that it did and those that it could not; one that was archived
+// already is neither. Behind a segment that can't be archived no other one is: the archive would have a gap, with an end
+// behind it that nothing leads to.
+func (r *restorer) pushAll(ctx context.Context, dir string, files []walFile) (done, left []string, err error) {
 	var failed []error
+	broken := false
 	for _, f := range files {
-		if err := r.push(ctx, dir, f); err != nil {
-			failed = append(failed, err)
+		segment := wal.Classify(f.name) == wal.Segment
+		if broken && segment || ctx.Err() != nil {
+			left = append(left, f.name)
 			continue
 		}
-		done = append(done, f.name)
+		already, err := r.push(ctx, dir, f)
+		switch {
+		case err != nil:
+			failed, left = append(failed, err), append(left, f.name)
+			broken = broken || segment
+		case !already: // a partial segment, for one, is looked at each time
+			done = append(done, f.name)
+		}
 	}
-	return done, errors.Join(failed...)
+	return done, left, errors.Join(append(failed, ctx.Err())...)
 }
 
 // walFile is a file in pg_wal.
@@ -100,17 +114,18 @@ type walFile struct {
 	cut bool
 }
 
-func (r *restorer) push(ctx context.Context, dir string, f walFile) error {
+// push archives a file, and tells whether the archive had it already.
+func (r *restorer) push(ctx context.Context, dir string, f walFile) (already bool, err error) {
 	push := r.archive.Push
 	if f.cut {
 		push = r.archive.PushPartial
 	}
-	_, err := push(ctx, filepath.Join(dir, f.name), r.SystemID)
+	p, err := push(ctx, filepath.Join(dir, f.name), r.SystemID)
 	if errors.Is(err, archive.ErrSource) && !f.cut && wal.Classify(f.name) == wal.Segment {
 		// It ends early after all.
-		_, err = r.archive.PushPartial(ctx, filepath.Join(dir, f.name), r.SystemID)
+		p, err = r.archive.PushPartial(ctx, filepath.Join(dir, f.name), r.SystemID)
 	}
-	return err
+	return p.Already, err
 }
 
 // unarchived lists what pg_wal has and the archive has not, in the order in which it was written. Segments that were

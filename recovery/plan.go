@@ -138,7 +138,7 @@ func (p *Plan) prove(v View) error {
 			"--backup chooses another one; `pitr backup verify %s` tells what is damaged", b.ID)
 	}
 	p.Fetch, p.Write = content.Fetch, content.Write
-	s, err := surveyUntil(p.Stop, content.Prepared, v.Facts(p.Path, b.StartLSN))
+	s, err := surveyUntil(p.Stop, content.Prepared, v.Facts(p.Path, b.StartLSN, enoughBefore(p.Stop.LSN, v.SegSize)))
 	if err != nil {
 		return err
 	}
@@ -148,6 +148,9 @@ func (p *Plan) prove(v View) error {
 	if s.minimal != 0 {
 		e := p.unreachable(v, v.candidates(p.History, p.Target.Backup), "at %s the server ran with wal_level = minimal, over which no recovery goes", s.minimal)
 		return hint.Wrap(e, "restore to a moment before that, or from a backup taken after it")
+	}
+	if err := s.fill(v, b.StartLSN); err != nil {
+		return err
 	}
 	p.Last, p.LastCommit, p.noted, p.Replayed, p.InDoubt = s.last, s.lastCommit, s.noted, s.ended, s.inDoubt
 	for _, n := range s.tablespaces {
@@ -159,8 +162,12 @@ func (p *Plan) prove(v View) error {
 		p.obstacle(false, "`pitr backup show "+b.ID+"` lists them", "%d pages of the backup had wrong checksums on the server already", b.BadPages)
 	}
 	for _, d := range p.InDoubt {
+		name := "prepared before the backup"
+		if d.GID != "" {
+			name = fmt.Sprintf("prepared as %q", d.GID)
+		}
 		p.obstacle(false, "after the restore, `SELECT * FROM pg_prepared_xacts`, then COMMIT PREPARED or ROLLBACK PREPARED",
-			"transaction %d (%q) is prepared at the target, neither committed nor rolled back", d.XID, d.GID)
+			"transaction %d (%s) is neither committed nor rolled back at the target", d.XID, name)
 	}
 	return nil
 }

@@ -60,7 +60,7 @@ func moment(f archive.Fact) (m Moment, at wal.Timestamp, ends, ok bool) {
 	return m, at, ends, true
 }
 
-// Facts is what WAL tells, in the order of its records: those that archive.Archive.Facts gives, and *wal.Tablespace.
+// Facts is what WAL tells, in the order of its records: what archive.Archive.Facts and Skim give.
 type Facts = iter.Seq2[archive.Fact, error]
 
 // finding is what a search through the WAL has come to.
@@ -71,10 +71,10 @@ type finding struct {
 	atEnd bool
 	what  string   // the record, for people
 	also  []Moment // later records that answer the same name or number
+	// reached: the time asked for is not before all that was searched. Only of Time.
+	reached bool
 	// subOf is the transaction that the one asked for was a part of, and where that ended.
 	subOf *Moment
-	// latest is the latest moment that was seen, whether or not the target was found.
-	latest Moment
 }
 
 // search looks for the record at which the server would stop, by the server's own rule. Only targets that are looked for
@@ -98,10 +98,6 @@ func search(t Target, facts Facts) (finding, error) {
 // nothing is missing, and then recovery stops before it; if transactions of earlier times still follow it, recovery
 // goes on to the end of the WAL.
 func searchTime(t Target, facts Facts) (finding, error) {
-	past := func(at wal.Timestamp) bool {
-		want := wal.TimestampOf(t.Time)
-		return at > want || t.Exclusive && at == want
-	}
 	var r finding
 	var proof *Moment // the first later moment since the last end of a transaction
 	var proofEnd wal.LSN
@@ -110,25 +106,32 @@ func searchTime(t Target, facts Facts) (finding, error) {
 		if err != nil {
 			return r, err
 		}
+		if _, skimmed := f.What.(*archive.Skimmed); skimmed {
+			proof = nil // transactions ended, none of them after t
+			r.reached = true
+			continue
+		}
 		m, at, ends, ok := moment(f)
 		if !ok {
 			continue
 		}
-		if m.Time.After(r.latest.Time) {
-			r.latest = m
-		}
 		switch {
-		case ends && past(at):
+		case ends && t.past(at):
 			r.found, r.stop = true, Stop{LSN: m.LSN, End: f.End}
 			r.what = "before " + describe(f)
 			return r, nil
 		case ends:
 			proof = nil
-		case past(at):
+			r.reached = true
+		case t.past(at):
 			proven = true
 			if proof == nil {
 				proof, proofEnd = &m, f.End
 			}
+		default:
+			// What a checkpoint says is cut to the second.
+			_, cut := f.What.(*wal.CheckpointRecord)
+			r.reached = r.reached || !cut || !t.past(at+wal.Timestamp(time.Second/time.Microsecond))
 		}
 	}
 	switch {
@@ -153,9 +156,6 @@ func searchXID(t Target, facts Facts) (finding, error) {
 		m, _, ends, ok := moment(f)
 		if !ok {
 			continue
-		}
-		if m.Time.After(r.latest.Time) {
-			r.latest = m
 		}
 		if !ends {
 			continue
@@ -183,9 +183,6 @@ func searchName(t Target, facts Facts) (finding, error) {
 		m, _, _, ok := moment(f)
 		if !ok {
 			continue
-		}
-		if m.Time.After(r.latest.Time) {
-			r.latest = m
 		}
 		switch point, is := f.What.(*wal.RestorePoint); {
 		case !is || point.Name != t.Name:
@@ -234,15 +231,17 @@ type NewTablespace struct {
 
 // survey is what replay up to the stop brings.
 type survey struct {
-	last        *Moment // the last transaction whose end is replayed
-	lastCommit  *Moment // the last one of them that was committed
-	ended       int64   // how many
-	noted       *Moment // the last one whose time the server notes, see Plan.noted
+	last       *Moment // the last transaction whose end is replayed
+	lastCommit *Moment // the last one of them that was committed
+	ended      int64   // how many
+	noted      *Moment // the last one whose time the server notes, see Plan.noted
+	// lastIn, commitIn and notedIn are where last, lastCommit and noted lie if they were skimmed: see fill.
+	lastIn, commitIn, notedIn archive.Step
+
 	inDoubt     []InDoubt
 	tablespaces []NewTablespace
 	minimal     wal.LSN   // the first sign of wal_level = minimal, 0: none
 	broken      *wal.Stop // the records end here, before the stop; nil: they don't
-	latest      Moment
 }
 
 // surveyUntil goes through the WAL up to and with what stop covers. prepared holds the numbers of the transactions that the
@@ -263,24 +262,27 @@ func surveyUntil(stop Stop, prepared []uint32, facts Facts) (survey, error) {
 			break
 		}
 		if m, _, ends, ok := moment(f); ok {
-			if m.Time.After(s.latest.Time) {
-				s.latest = m
-			}
 			if ends {
 				s.ended++
-				s.last = &m
+				s.last, s.lastIn = &m, archive.Step{}
 				if m.LSN != stop.LSN {
-					s.noted = &m
+					s.noted, s.notedIn = &m, archive.Step{}
 				}
 			}
 		}
 		switch x := f.What.(type) {
 		case *wal.Txn:
 			if x.Kind.Committed() {
-				s.lastCommit = s.last
+				s.lastCommit, s.commitIn = s.last, archive.Step{}
 			}
 			if x.Kind == wal.CommitPrepared || x.Kind == wal.AbortPrepared {
 				resolved(x.XID)
+			}
+		case *archive.Skimmed:
+			s.ended += int64(x.Commits + x.Aborts)
+			s.lastIn, s.notedIn = x.Step, x.Step
+			if x.Commits > 0 {
+				s.commitIn = x.Step
 			}
 		case *wal.Prepared:
 			resolved(x.XID) // the backup may hold its file already

@@ -3,6 +3,7 @@ package recovery
 import (
 	"errors"
 	"fmt"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
@@ -55,6 +56,90 @@ type fake struct {
 	gap       map[wal.Timeline]uint64  // segment missing
 	places    map[string]Place
 	contents  Contents
+	skim      bool // all indexes are rolled up
+}
+
+// skimmed gives the facts as archive.Archive.Skim may.
+func (f *fake) skimmed(path []archive.Step, facts []archive.Fact, from wal.LSN, enough func(*wal.Index) bool) Facts {
+	return func(yield func(archive.Fact, error) bool) {
+		for len(facts) > 0 {
+			no := wal.SegmentOf(facts[0].Start, testSeg)
+			n := slices.IndexFunc(facts, func(x archive.Fact) bool { return wal.SegmentOf(x.Start, testSeg) != no })
+			if n < 0 {
+				n = len(facts)
+			}
+			var those []archive.Fact
+			those, facts = facts[:n], facts[n:]
+			ix := index(no, those)
+			if start := wal.SegmentStart(no, testSeg); start < from || no == path[0].First || ix.Stop.Kind != wal.StopMore || !enough(ix) {
+				for _, x := range those {
+					if x.Start >= from && !yield(x, nil) {
+						return
+					}
+				}
+				continue
+			}
+			p := archive.Piece{Index: ix}
+			for _, x := range p.Facts() {
+				if s, ok := x.What.(*archive.Skimmed); ok {
+					s.Step.Timeline = path[0].Timeline // the fake's paths name histories
+				}
+				if !yield(x, nil) {
+					return
+				}
+			}
+		}
+	}
+}
+
+// index makes the brief index of a segment with these facts.
+func index(no uint64, facts []archive.Fact) *wal.Index {
+	ix := &wal.Index{Timeline: facts[0].Timeline, Start: wal.SegmentStart(no, testSeg), SegSize: testSeg, Complete: true, Last: facts[len(facts)-1].Start}
+	for _, x := range facts {
+		switch x := x.What.(type) {
+		case *wal.Txn:
+			ix.Transactions = append(ix.Transactions, *x)
+			for _, xid := range append([]uint32{x.XID}, detail(x).Subxids...) {
+				if ix.MinXID == 0 || xid < ix.MinXID {
+					ix.MinXID = xid
+				}
+				ix.MaxXID = max(ix.MaxXID, xid)
+			}
+			if !ix.HasTime() || x.Time < ix.MinTime {
+				ix.MinTime = x.Time
+			}
+			if !ix.HasTime() || x.Time > ix.MaxTime {
+				ix.MaxTime = x.Time
+			}
+			if x.Kind.Committed() {
+				ix.Commits++
+			} else {
+				ix.Aborts++
+			}
+		case *wal.Prepared:
+			ix.Prepared = append(ix.Prepared, *x)
+		case *wal.RestorePoint:
+			ix.RestorePoints = append(ix.RestorePoints, *x)
+		case *wal.CheckpointRecord:
+			ix.Checkpoints = append(ix.Checkpoints, *x)
+		case *wal.EndOfRecovery:
+			ix.EndsOfRecovery = append(ix.EndsOfRecovery, *x)
+		case *wal.Parameters:
+			ix.Parameters = append(ix.Parameters, *x)
+		case *wal.Stop:
+			ix.Stop = *x
+		default:
+			panic(fmt.Sprintf("%T", x))
+		}
+	}
+	return ix.Shorten()
+}
+
+func detail(x *wal.Txn) wal.TxnDetail {
+	if x.Detail == nil {
+		return wal.TxnDetail{}
+	}
+	return *x.Detail
 }
 
 func backup(id int, tli wal.Timeline, start, stop wal.LSN, finishedMS int) *basebackup.Header {
@@ -108,7 +193,10 @@ func (f *fake) view() View {
 			}
 			return r, nil
 		},
-		Facts: func(path []archive.Step, from wal.LSN) Facts {
+		Facts: func(path []archive.Step, from wal.LSN, enough func(*wal.Index) bool) Facts {
+			if enough != nil && f.skim {
+				return f.skimmed(path, byPath(path), from, enough)
+			}
 			return func(yield func(archive.Fact, error) bool) {
 				for _, x := range byPath(path) {
 					if x.Start >= from && !yield(x, nil) {
@@ -150,7 +238,16 @@ func plan(t *testing.T, f *fake, target Target) (*Plan, error) {
 	if target.Action == "" {
 		target.Action = Promote
 	}
-	return MakePlan(f.view(), target, Destination{Dir: "/restored", Program: "/usr/bin/pitr", Config: "/etc/pitr.yaml"})
+	d := Destination{Dir: "/restored", Program: "/usr/bin/pitr", Config: "/etc/pitr.yaml"}
+	p, err := MakePlan(f.view(), target, d)
+	// Rolled-up indexes change nothing.
+	f.skim = true
+	q, qerr := MakePlan(f.view(), target, d)
+	f.skim = false
+	if fmt.Sprint(err) != fmt.Sprint(qerr) || hint.Of(err) != hint.Of(qerr) || !reflect.DeepEqual(p, q) {
+		t.Errorf("%s: %+v, %v\nwith rolled-up indexes: %+v, %v", target, p, err, q, qerr)
+	}
+	return p, err
 }
 
 // check plans and compares "backup stop[=]" or the error.
@@ -264,6 +361,10 @@ func TestTimeBehindTheProof(t *testing.T) {
 	}
 	f.facts[1] = append(f.facts[1], point(0x370000, "p", 60000))
 	check(t, f, atTime(49500), "backup 2, timeline 1, 0/370000")
+	// Also where it is in another segment.
+	f = line()
+	f.facts[1] = append(f.facts[1], commit(0x460000, 714, 49000))
+	check(t, f, atTime(49500), "backup 2, timeline 1, =0/460000")
 }
 
 // The clock of a backup's host decides nothing.

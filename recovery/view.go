@@ -19,8 +19,10 @@ type View struct {
 	Histories map[wal.Timeline]wal.History
 	// Reach tells which WAL of a history joins on to from, which lies on timeline tli, without a gap.
 	Reach func(h wal.History, from wal.LSN) (Reach, error)
-	// Facts gives what the WAL of these segments tells from the record at from on, in the order of replay.
-	Facts func(path []archive.Step, from wal.LSN) Facts
+	// Facts gives what the WAL of these segments tells from the record at from on, in the order of replay. Of segments whose
+	// brief index is enough it may give *archive.Skimmed in place of the ends of transactions, see archive.Archive.Skim; nil
+	// is enough for none.
+	Facts func(path []archive.Step, from wal.LSN, enough func(*wal.Index) bool) Facts
 	// RecordAt gives the first record that starts at or after lsn, if there is one.
 	RecordAt func(path []archive.Step, lsn wal.LSN) (Stop, bool, error)
 	// LastRecord gives the last whole record.

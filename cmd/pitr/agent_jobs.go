@@ -6,6 +6,7 @@ import (
 	"strings"
 	"time"
 
+	"pitr/archive"
 	"pitr/basebackup"
 	"pitr/internal/agent"
 	"pitr/internal/postgres"
@@ -83,4 +84,29 @@ func (e *agentEnv) prune(ctx context.Context) error {
 	}
 	e.log.Info("retention: " + done)
 	return p.blocked
+}
+
+// rollUp rolls up the indexes of new WAL, so that plans over much of it take seconds.
+func (e *agentEnv) rollUp(ctx context.Context) error {
+	env, err := openEnv(ctx, e.Config)
+	if err != nil {
+		return err
+	}
+	r, err := env.repo(ctx, 0)
+	if errors.Is(err, repo.ErrNoRepository) {
+		return nil // nor anything in it
+	}
+	if err != nil {
+		return err
+	}
+	ar := env.archive(r, e.log)
+	defer ar.Close()
+	done, err := ar.RollUp(ctx, false)
+	if err != nil {
+		return err
+	}
+	if done != (archive.RolledUp{}) {
+		e.log.Info("WAL indexes rolled up", "objects", done.Written, "replaced", done.Removed)
+	}
+	return nil
 }

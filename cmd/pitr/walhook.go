@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
 	"os/signal"
 	"runtime/debug"
 	"strings"
@@ -28,10 +29,17 @@ func runHook(args []string, errOut io.Writer) (code int, ok bool) {
 		// SIGTERM is to end the process as SIGTERM does; a crash by a signal, not by an exit status that means absence.
 		signal.Reset(syscall.SIGTERM, syscall.SIGINT)
 		debug.SetTraceback("crash")
+		// An immediate shutdown sends SIGQUIT, to which Go would answer with pages in the server's log.
+		quit := make(chan os.Signal, 1)
+		signal.Notify(quit, syscall.SIGQUIT)
+		go func() {
+			<-quit
+			_ = syscall.Kill(os.Getpid(), syscall.SIGKILL)
+		}()
 	}
 	ctx, stop := context.Background(), func() {}
 	if !h.fetch {
-		ctx, stop = signal.NotifyContext(ctx, syscall.SIGTERM, syscall.SIGINT)
+		ctx, stop = signal.NotifyContext(ctx, syscall.SIGTERM, syscall.SIGINT, syscall.SIGQUIT)
 	}
 	defer stop()
 	err := h.run(ctx, errOut)

@@ -31,7 +31,7 @@ func (ix *Index) Encode() []byte {
 	out = append(out, indexMagic...)
 	out = append(out, indexVersion)
 	work := *ix // the codec takes addresses; the index itself is only read
-	for section := uint8(sectionSummary); section <= ix.lastSection(); section++ {
+	for section := uint8(sectionSummary); section <= sectionTail; section++ {
 		c := codec{}
 		work.section(&c, section)
 		out = append(out, section)
@@ -75,7 +75,7 @@ func DecodeIndex(data []byte) (*Index, error) {
 		if c.err != nil {
 			return nil, fmt.Errorf("WAL index: section %d: %w", id, c.err)
 		}
-		if len(rest) == 0 && last != ix.lastSection() {
+		if len(rest) == 0 && last != sectionTail {
 			return nil, fmt.Errorf("WAL index: it ends after section %d", last)
 		}
 	}
@@ -83,14 +83,6 @@ func DecodeIndex(data []byte) (*Index, error) {
 		return nil, errors.New("WAL index: it is empty")
 	}
 	return ix, nil
-}
-
-// lastSection returns the number of the index's last section.
-func (ix *Index) lastSection() uint8 {
-	if ix.Brief {
-		return sectionFacts
-	}
-	return sectionTail
 }
 
 // section writes or reads one section.

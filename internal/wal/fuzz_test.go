@@ -3,6 +3,7 @@ package wal_test
 import (
 	"hash/crc32"
 	"reflect"
+	"slices"
 	"testing"
 
 	"pitr/internal/wal"
@@ -138,8 +139,12 @@ func checkIndex(t *testing.T, data []byte) {
 		t.Fatalf("%+v\nafter storage: %+v, %v", ix, back, err)
 	}
 	short, err := wal.DecodeIndex(ix.Shorten().Encode())
-	if err != nil || !short.Brief || short.Commits != ix.Commits || short.Transactions != nil {
+	if err != nil || !reflect.DeepEqual(short, ix.Shorten()) || !short.Brief || short.Commits != ix.Commits || short.Blocks != nil {
 		t.Fatalf("short: %+v, %v", short, err)
+	}
+	prepared := func(t wal.Txn) bool { return t.Kind == wal.CommitPrepared || t.Kind == wal.AbortPrepared }
+	if want := slices.DeleteFunc(slices.Clone(ix.Transactions), func(t wal.Txn) bool { return !prepared(t) }); len(want)+len(short.Transactions) > 0 && !reflect.DeepEqual(short.Transactions, want) {
+		t.Fatalf("short has %+v of %+v", short.Transactions, ix.Transactions)
 	}
 	if ix.ValidEnd < ix.Start || ix.ValidEnd > ix.Start+wal.LSN(ix.SegSize) {
 		t.Fatalf("valid end %s", ix.ValidEnd)

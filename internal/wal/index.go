@@ -54,7 +54,8 @@ type Index struct {
 	Facts
 	Blocks []RelBlocks // by relation and fork
 
-	// Brief says that transactions, blocks and fragments were left out.
+	// Brief says that blocks, the bytes of fragments, and all transactions but those
+	// that had been prepared were left out. The Summary is of all of them.
 	Brief bool
 }
 
@@ -187,12 +188,19 @@ func (f *Fragment) setData(data []byte) {
 	f.Data = append([]byte(nil), data...)
 }
 
-// Shorten returns the index without transactions, blocks and fragments: what a
-// plan over many segments needs to choose the few that it looks into.
+// Shorten returns what a plan over many segments needs to choose the few that it
+// looks into: the index without blocks and the bytes of fragments, and of the ends
+// of transactions only those of prepared ones, so that which transaction is left in
+// doubt can be told without the others.
 func (ix *Index) Shorten() *Index {
 	short := *ix
 	short.Brief = true
 	short.Transactions, short.Blocks = nil, nil
+	for _, t := range ix.Transactions {
+		if t.Kind == CommitPrepared || t.Kind == AbortPrepared {
+			short.Transactions = append(short.Transactions, t)
+		}
+	}
 	short.Head.Data, short.Head.Omitted = nil, ix.Head.Len > 0
 	short.Tail.Data, short.Tail.Omitted = nil, ix.Tail.Len > 0
 	return &short

@@ -3,6 +3,7 @@ package storagetest
 import (
 	"bytes"
 	"context"
+	"errors"
 	"io"
 	"iter"
 
@@ -73,6 +74,9 @@ func (c corrupt) List(ctx context.Context, prefix, after string) iter.Seq2[stora
 		for o, err := range c.Bucket.List(ctx, prefix, after) {
 			if err == nil {
 				o.Size, err = c.size(ctx, o.Key)
+				if errors.Is(err, storage.ErrNotFound) {
+					continue // deleted since it was listed
+				}
 			}
 			if !yield(o, err) || err != nil {
 				return
