@@ -131,10 +131,6 @@ func (r *restorer) restore(ctx context.Context) error {
 		if err := r.saveWAL(ctx); err != nil {
 			return err
 		}
-		if len(r.report.PushedWAL) > 0 && r.p.Target.Kind == End {
-			return hint.Wrap(refused("%s was archived only now, behind the end that the plan knows", r.report.PushedWAL[0]),
-				"nothing was touched: call the same command again, and it goes to the new end")
-		}
 	}
 	m, err := r.open(ctx, r.p.Backup.ID)
 	if err != nil {
