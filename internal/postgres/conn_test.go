@@ -143,9 +143,10 @@ func TestEncoding(t *testing.T) {
 func TestSessionIsItsOwn(t *testing.T) {
 	t.Parallel()
 	s := pgtest.Start(t, pgtest.Options{NoFsync: true})
-	s.Exec("ALTER ROLE postgres SET statement_timeout = '1ms'", "ALTER ROLE postgres SET search_path = evil, pg_catalog",
-		"ALTER ROLE postgres SET idle_session_timeout = '100ms'",
-		"CREATE SCHEMA evil", "CREATE FUNCTION evil.pg_is_in_recovery() RETURNS bool LANGUAGE sql AS 'SELECT true'")
+	// The time-out comes last: it holds for what follows, here too.
+	s.Exec("CREATE SCHEMA evil", "CREATE FUNCTION evil.pg_is_in_recovery() RETURNS bool LANGUAGE sql AS 'SELECT true'",
+		"ALTER ROLE postgres SET search_path = evil, pg_catalog", "ALTER ROLE postgres SET idle_session_timeout = '100ms'",
+		"ALTER ROLE postgres SET statement_timeout = '1ms'")
 	c := connect(t, s.Config())
 	time.Sleep(300 * time.Millisecond)
 	if err := c.Ping(t.Context()); err != nil {
