@@ -150,6 +150,8 @@ func (f *file) mark() error {
 // present returns ErrVanished if the directory is no longer the store that was opened. A store that was not begun when it
 // was opened is empty until somebody begins it.
 func (f *file) present() error {
+	// What is known is asked first: another goroutine may begin the store between the two looks.
+	marked, opened := f.marked.Load(), f.opened.Load()
 	_, err := os.Lstat(f.path(markerName))
 	if err == nil {
 		f.marked.Store(true)
@@ -158,9 +160,9 @@ func (f *file) present() error {
 	if !absent(err) {
 		return err
 	}
-	if !f.marked.Load() {
+	if !marked {
 		now, err := os.Stat(f.root)
-		if opened := f.opened.Load(); opened == nil && errors.Is(err, fs.ErrNotExist) {
+		if opened == nil && errors.Is(err, fs.ErrNotExist) {
 			return f.parent()
 		}
 		if err == nil && (f.opened.CompareAndSwap(nil, &now) || os.SameFile(now, *f.opened.Load())) {
