@@ -12,7 +12,6 @@ import (
 
 	"pitr/internal/hint"
 	"pitr/internal/repo"
-	"pitr/internal/wal"
 )
 
 var (
@@ -56,9 +55,8 @@ type Archive struct {
 	o    Options
 	busy chan struct{} // holds one element for each push that takes a processor
 
-	mu    sync.Mutex
-	idle  []*kit
-	histo map[wal.Timeline]wal.History // of timelines that were pushed to; never changes once known
+	mu   sync.Mutex
+	idle []*kit
 }
 
 // New makes an archive on r.
@@ -72,7 +70,7 @@ func New(r *repo.Repo, o Options) *Archive {
 	if o.Now == nil {
 		o.Now = time.Now
 	}
-	return &Archive{repo: r, o: o, busy: make(chan struct{}, o.Workers), histo: make(map[wal.Timeline]wal.History)}
+	return &Archive{repo: r, o: o, busy: make(chan struct{}, o.Workers)}
 }
 
 // Repo is the repository the archive lies in.

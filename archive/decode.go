@@ -56,22 +56,27 @@ func (a *Archive) readTrailer(ctx context.Context, o object) (trailer, error) {
 }
 
 // decode reads a whole object and hands its content to sink piece by piece, each no longer valid
-// when sink returns. Every byte of the object is verified, the content as a whole only at the
+// when sink returns. moved, if not nil, is called as bytes come from the store. Every byte of the object is verified, the content as a whole only at the
 // end: what sink got is not to be used unless decode returns without error.
-func (a *Archive) decode(ctx context.Context, o object, k *kit, sink func(raw []byte) error) (trailer, error) {
+func (a *Archive) decode(ctx context.Context, o object, k *kit, moved func(), sink func(raw []byte) error) (trailer, error) {
 	t, err := a.readTrailer(ctx, o)
 	if err != nil {
 		return t, err
 	}
+	if moved == nil {
+		moved = func() {}
+	}
+	moved()
 	body, err := a.repo.GetRange(ctx, o.key, 0, t.frames)
 	if err != nil {
 		return t, err
 	}
 	defer body.Close()
+	from := movingReader{body, moved}
 	hasher := repo.NewHasher()
 	for i, f := range t.meta.Frames {
 		stored := room(&k.stored, f.Stored)
-		if _, err := io.ReadFull(body, stored); err != nil {
+		if _, err := io.ReadFull(from, stored); err != nil {
 			return t, fmt.Errorf("read %s: %w", a.repo.Where(o.key), err)
 		}
 		if repo.CheckOf(stored) != f.Check {
@@ -90,6 +95,20 @@ func (a *Archive) decode(ctx context.Context, o object, k *kit, sink func(raw []
 		return t, a.repo.Damaged(o.key, "its content has another digest than its name")
 	}
 	return t, nil
+}
+
+// movingReader tells of every read that gave something.
+type movingReader struct {
+	io.Reader
+	moved func()
+}
+
+func (r movingReader) Read(p []byte) (int, error) {
+	n, err := r.Reader.Read(p)
+	if n > 0 {
+		r.moved()
+	}
+	return n, err
 }
 
 // decodeIndex makes the index from a trailer, which is verified already; nil where it has none.
@@ -170,7 +189,7 @@ func (a *Archive) withContent(ctx context.Context, o object, f func(t trailer, d
 	defer a.giveBack(k)
 	if a.segSize() <= wholeMax {
 		data := room(&k.whole, int(a.segSize()))[:0]
-		t, err := a.decode(ctx, o, k, func(raw []byte) error {
+		t, err := a.decode(ctx, o, k, nil, func(raw []byte) error {
 			if len(data)+len(raw) > cap(data) {
 				return a.repo.Damaged(o.key, "it is longer than a segment")
 			}
@@ -191,7 +210,7 @@ func (a *Archive) withContent(ctx context.Context, o object, f func(t trailer, d
 	if err := os.Remove(file.Name()); err != nil {
 		return err
 	}
-	t, err := a.decode(ctx, o, k, func(raw []byte) error {
+	t, err := a.decode(ctx, o, k, nil, func(raw []byte) error {
 		_, err := file.Write(raw)
 		return err
 	})

@@ -15,6 +15,9 @@ type FetchOptions struct {
 	// Partial: where the segment is not archived, its longest partial content does, filled up with
 	// zeros to the size of a segment. Right only where recovery is known to end within it.
 	Partial bool
+	// Moved, if not nil, is called whenever something of the file has come from the store, so that who waits can tell a
+	// slow store from one that hangs. It must not block.
+	Moved func()
 }
 
 // Fetch writes the file that the server knows as name to path, replacing what is there: whole and
@@ -69,18 +72,18 @@ func (a *Archive) fetch(ctx context.Context, name, path string, opt FetchOptions
 	if err != nil {
 		return err
 	}
-	return replaceFile(path, func(f *os.File) error { return a.extract(ctx, o, f, a.segSize()) })
+	return replaceFile(path, func(f *os.File) error { return a.extract(ctx, o, f, a.segSize(), opt.Moved) })
 }
 
 // extract writes the verified content of a segment's object to f, and zeros up to size.
-func (a *Archive) extract(ctx context.Context, o object, f *os.File, size int64) error {
+func (a *Archive) extract(ctx context.Context, o object, f *os.File, size int64, moved func()) error {
 	k, err := a.borrow()
 	if err != nil {
 		return err
 	}
 	defer a.giveBack(k)
 	first := true
-	t, err := a.decode(ctx, o, k, func(raw []byte) error {
+	t, err := a.decode(ctx, o, k, moved, func(raw []byte) error {
 		if first {
 			if err := a.checkFirst(o, raw); err != nil {
 				return err

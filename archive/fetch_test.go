@@ -195,3 +195,15 @@ func TestFetchReplacesAndUsesUpLeftovers(t *testing.T) {
 		t.Fatal(err)
 	}
 }
+
+// Who waits for a fetch hears of what comes, piece by piece.
+func TestFetchTellsOfProgress(t *testing.T) {
+	c := wals(t, 16)
+	a := c.archive(t, storagetest.Memory())
+	name := c.segments[0]
+	c.push(t, a, name)
+	moved := 0
+	if _, err := fetched(t, a, name, FetchOptions{Moved: func() { moved++ }}); err != nil || moved < 4 {
+		t.Errorf("%d times, %v", moved, err)
+	}
+}

@@ -37,7 +37,9 @@ type Pushed struct {
 //
 // Pushing the same content again is a success. With another content under the same name it is a
 // [ConflictError]: nothing is overwritten, and the refused content is kept beside the archive.
-// A file that is not what its name says, or not of this cluster, is ErrSource. Push may be repeated
+// A file that is not what its name says, or not of this cluster, is ErrSource. A segment that the
+// server asks for but will never finish, since it has left the timeline, is archived as a partial
+// one, never under its whole name. Push may be repeated
 // after any error, and may run for the same file in several processes at once.
 func (a *Archive) Push(ctx context.Context, path string, systemID uint64) (Pushed, error) {
 	return a.push(ctx, path, filepath.Base(path), systemID)
@@ -80,8 +82,8 @@ func (a *Archive) push(ctx context.Context, path, name string, systemID uint64) 
 type job struct {
 	k    *kit
 	src  *source
+	dir  string // of the file
 	meta Meta
-	hist wal.History
 }
 
 func (a *Archive) pushSegment(ctx context.Context, k *kit, path, name string, push func(context.Context, *job) (Pushed, error)) (p Pushed, err error) {
@@ -94,33 +96,44 @@ func (a *Archive) pushSegment(ctx context.Context, k *kit, path, name string, pu
 		return p, err
 	}
 	defer func() { err = errors.Join(err, src.close()) }()
-	j := &job{k: k, src: src, meta: Meta{
+	j := &job{k: k, src: src, dir: filepath.Dir(path), meta: Meta{
 		Name: name, Size: a.segSize(), SystemID: a.repo.SystemID(),
 		Timeline: tli, Start: wal.SegmentStart(no, a.segSize()),
 		Term: a.o.Origin.Term, Node: a.o.Origin.Node, Pushed: a.o.Now().UTC(),
 	}}
-	if j.hist, err = a.historyOf(ctx, filepath.Dir(path), tli); err != nil {
-		return p, err
+	p, err = push(ctx, j)
+	if errors.Is(err, ErrSource) && wal.Classify(name) == wal.Segment {
+		return a.pushAbandoned(ctx, j, err)
 	}
-	return push(ctx, j)
+	return p, err
 }
 
-// check verifies the pages of the content.
-func (a *Archive) check(j *job) error {
-	err := j.src.guarded(func(data []byte) error {
-		segment, partial := wal.PartialBase(j.meta.Name)
-		if !partial {
-			segment = j.meta.Name
+// check verifies the pages of the content. The first segment of a timeline begins with pages of its ancestors, which only
+// the history proves right: that beside the file, else the archived one. It is read each time, since another one may take
+// its place: a server that was restored can begin a timeline anew whose history was never archived.
+func (a *Archive) check(ctx context.Context, j *job) error {
+	tli := j.meta.Timeline
+	hist, herr := wal.History{Timeline: tli}, error(nil)
+	if tli > 1 {
+		if hist, herr = readHistory(j.dir, tli); herr != nil {
+			hist = wal.History{Timeline: tli}
 		}
-		h, err := wal.CheckSegment(data[:j.meta.Size], wal.Expect{
-			Name: segment, SystemID: a.repo.SystemID(), SegSize: a.segSize(), History: j.hist, Partial: partial,
-		})
-		if err != nil {
-			return fmt.Errorf("%w: %w", ErrSource, err)
+	}
+	err := a.checkPages(j, hist)
+	if errors.Is(err, ErrSource) && herr != nil {
+		// Not there, or damaged: the archive's will do as well.
+		data, aerr := a.History(ctx, tli)
+		if aerr == nil {
+			hist, aerr = wal.ParseHistory(tli, data)
 		}
-		j.meta.Major = h.Major
-		return nil
-	})
+		switch {
+		case aerr == nil:
+			err = a.checkPages(j, hist)
+		case errors.Is(aerr, ErrNotArchived) && errors.Is(herr, fs.ErrNotExist):
+		default:
+			return errors.Join(herr, aerr)
+		}
+	}
 	if errors.Is(err, ErrSource) {
 		return hint.Wrap(err, "the file is damaged or of another server; the server keeps it and goes on asking to archive it. "+
 			"If its disk is faulty, replace it and take a new base backup")
@@ -128,36 +141,21 @@ func (a *Archive) check(j *job) error {
 	return err
 }
 
-// historyOf returns the history of the timeline of a file in dir: beside it, else from the archive.
-// One that is nowhere is the zero History: it is needed for the first segment of a timeline only.
-func (a *Archive) historyOf(ctx context.Context, dir string, tli wal.Timeline) (wal.History, error) {
-	if tli == 1 {
-		return wal.History{Timeline: 1}, nil
-	}
-	a.mu.Lock()
-	h, ok := a.histo[tli]
-	a.mu.Unlock()
-	if ok {
-		return h, nil
-	}
-	h, err := readHistory(dir, tli)
-	if err != nil {
-		// Not there, or damaged: the archive's will do as well.
-		data, lerr := a.History(ctx, tli)
-		switch {
-		case errors.Is(lerr, ErrNotArchived) && errors.Is(err, fs.ErrNotExist):
-			return wal.History{Timeline: tli}, nil
-		case lerr != nil:
-			return wal.History{}, errors.Join(err, lerr)
+func (a *Archive) checkPages(j *job, hist wal.History) error {
+	return j.src.guarded(func(data []byte) error {
+		segment, partial := wal.PartialBase(j.meta.Name)
+		if !partial {
+			segment = j.meta.Name
 		}
-		if h, err = wal.ParseHistory(tli, data); err != nil {
-			return wal.History{}, err
+		h, err := wal.CheckSegment(data[:j.meta.Size], wal.Expect{
+			Name: segment, SystemID: a.repo.SystemID(), SegSize: a.segSize(), History: hist, Partial: partial,
+		})
+		if err != nil {
+			return fmt.Errorf("%w: %w", ErrSource, err)
 		}
-	}
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	a.histo[tli] = h
-	return h, nil
+		j.meta.Major = h.Major
+		return nil
+	})
 }
 
 func readHistory(dir string, tli wal.Timeline) (wal.History, error) {
@@ -181,7 +179,7 @@ func (a *Archive) buildIndex(j *job) ([]byte, error) {
 			return nil
 		}
 		whole := wal.Classify(m.Name) == wal.Segment
-		if whole && ix.Stop.Kind == wal.StopZero && allZero(data[len(data)-wal.DefaultBlockSize:]) {
+		if whole && endsEarly(ix) && (ix.Stop.Kind == wal.StopZero || j.left() != 0) {
 			return hint.Wrap(fmt.Errorf("%w: its WAL ends at %s: the server has not finished this segment", ErrSource, ix.ValidEnd),
 				"a segment is archived by the server when it is full; SELECT pg_switch_wal() ends it early")
 		}
@@ -224,7 +222,7 @@ func (j *job) digest() (d repo.Digest, err error) {
 func (a *Archive) pushWhole(ctx context.Context, j *job) (Pushed, error) {
 	var d repo.Digest
 	if err := a.work(ctx, func() (err error) {
-		if err = a.check(j); err == nil {
+		if err = a.check(ctx, j); err == nil {
 			d, err = j.digest()
 		}
 		return err
@@ -361,53 +359,6 @@ func (a *Archive) refuse(ctx context.Context, c *contents, d repo.Digest, body i
 		return errors.Join(e.withHint(), fmt.Errorf("keep the refused content: %w", err))
 	}
 	return e.withHint()
-}
-
-// pushPart archives the beginning of a segment that another timeline goes on from. Of the file
-// only the pages up to the end of the last whole record are kept: what follows is left over from
-// whatever the file was before.
-func (a *Archive) pushPart(ctx context.Context, j *job) (Pushed, error) {
-	index, err := a.buildIndex(j)
-	if err != nil {
-		return Pushed{}, err
-	}
-	m := &j.meta
-	if m.End == 0 {
-		// The records can't be read: keep everything.
-		m.End = m.Start + wal.LSN(m.Size)
-	} else {
-		const page = wal.DefaultBlockSize
-		used := max(int64(m.End-m.Start), 1)
-		m.Size = min(m.Size, (used+page-1)/page*page)
-	}
-	if err := a.check(j); err != nil {
-		return Pushed{}, err
-	}
-	d, err := j.digest()
-	if err != nil {
-		return Pushed{}, err
-	}
-	segment, _ := wal.PartialBase(m.Name)
-	p := Pushed{Key: repo.PartialKey(segment, m.End, d), Raw: m.Size}
-	o, err := a.own(ctx, p.Key)
-	switch {
-	case err == nil:
-		p.Already = true
-		if err := a.repo.Settle(ctx, p.Key); err != nil {
-			return Pushed{}, err
-		}
-	case !errors.Is(err, storage.ErrNotFound):
-		return Pushed{}, err
-	default:
-		if err := a.repo.Create(ctx, p.Key, newObjectReader(j.k, j.src, *m, index)); err != nil && !errors.Is(err, storage.ErrExists) {
-			return Pushed{}, err
-		}
-		if o, err = a.own(ctx, p.Key); err != nil {
-			return Pushed{}, err
-		}
-	}
-	p.Stored = o.size
-	return p, a.whole(ctx, o, m.Size)
 }
 
 // pushSmall archives a .history or .backup file, as it is.

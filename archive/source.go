@@ -102,8 +102,9 @@ func guard(f func() error) (err error) {
 	return f()
 }
 
+// mapFile maps the file so that what is changed in memory changes nothing in the file.
 func mapFile(f *os.File, n int) ([]byte, error) {
-	return unix.Mmap(int(f.Fd()), 0, n, unix.PROT_READ, unix.MAP_SHARED)
+	return unix.Mmap(int(f.Fd()), 0, n, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE)
 }
 
 func unmapFile(data []byte) error { return unix.Munmap(data) }

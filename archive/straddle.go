@@ -62,21 +62,9 @@ func (a *Archive) rejoin(ctx context.Context, f *follower, p *Piece) (wal.Stradd
 func (a *Archive) readStraddle(ctx context.Context, pieces []Piece) (wal.Straddle, error) {
 	var joiner wal.Joiner
 	var s wal.Straddle
-	for i, p := range pieces {
-		ix := *p.Index
-		err := a.WithContent(ctx, p.Key, func(_ *Meta, data []byte) error {
-			h, err := wal.ParseSegmentHeader(data)
-			if err != nil {
-				return err
-			}
-			if i > 0 {
-				err = complete(&ix.Head, data, 0, int(h.BlockSize))
-			}
-			if err == nil && ix.Tail.Record != 0 {
-				err = complete(&ix.Tail, data, int(ix.Tail.Record-ix.Start), int(h.BlockSize))
-			}
-			return err
-		})
+	for _, p := range pieces {
+		ix := *p.Index // its fragments' bytes are this function's alone
+		err := a.WithContent(ctx, p.Key, func(_ *Meta, data []byte) error { return ix.Fill(data) })
 		if err != nil {
 			return s, err
 		}
@@ -85,32 +73,4 @@ func (a *Archive) readStraddle(ctx context.Context, pieces []Piece) (wal.Straddl
 		}
 	}
 	return s, nil
-}
-
-// Lengths of the headers of WAL pages (src/include/access/xlog_internal.h).
-const (
-	longPageHeader  = wal.LongHeaderLen // of a segment's first page
-	shortPageHeader = 24
-)
-
-// complete puts the bytes into a fragment that the index has left out: those from offset at of the
-// segment on, without the headers of pages.
-func complete(f *wal.Fragment, data []byte, at, page int) error {
-	f.Data = make([]byte, 0, f.Len)
-	for len(f.Data) < int(f.Len) {
-		switch {
-		case at == 0:
-			at = longPageHeader
-		case at%page == 0:
-			at += shortPageHeader
-		}
-		end := min((at/page+1)*page, at+int(f.Len)-len(f.Data))
-		if end > len(data) {
-			return fmt.Errorf("the segment ends within a record")
-		}
-		f.Data = append(f.Data, data[at:end]...)
-		at = end
-	}
-	f.Omitted = false
-	return nil
 }
