@@ -36,7 +36,8 @@ const markerText = "This directory is a pitr repository. This file tells it from
 // root.
 //
 // An object is written to a hidden file, synced, and then named, which is atomic and fails where the name is taken. All
-// files of the root must be on one file system; the root itself may be a symbolic link.
+// files of the root must be on one file system; the root itself may be a symbolic link. All belong to whom the root belongs
+// to, also those that root makes.
 type file struct {
 	root   string
 	opened atomic.Pointer[fs.FileInfo] // the root as it was first seen; nil before there is one
@@ -127,6 +128,9 @@ func (f *file) begin() error {
 	if err := durable.MkdirAll(f.root, dirMode); err != nil {
 		return err
 	}
+	if err := f.giveRoot(); err != nil {
+		return err
+	}
 	info, err := os.Stat(f.root)
 	if err != nil {
 		return err
@@ -140,7 +144,7 @@ func (f *file) mark() error {
 	if f.marked.Load() {
 		return nil
 	}
-	if err := durable.WriteFile(f.path(markerName), []byte(markerText), fileMode); err != nil {
+	if err := f.writeMarker(); err != nil {
 		return err
 	}
 	f.marked.Store(true)

@@ -131,6 +131,9 @@ func (f *file) createTemp() (*os.File, error) {
 		return nil, err
 	}
 	pattern := fmt.Sprintf("%.64s-%d-%d-*", strings.ReplaceAll(strings.ReplaceAll(host, "/", "_"), "*", "_"), os.Getpid(), time.Now().Unix())
+	if err := f.giveDirs(f.path(tempName)); err != nil {
+		return nil, err
+	}
 	temp, err := os.CreateTemp(f.path(tempName), pattern)
 	if errors.Is(err, fs.ErrNotExist) {
 		if err := os.Mkdir(f.path(tempName), dirMode); err != nil && !errors.Is(err, fs.ErrExist) {
@@ -141,7 +144,11 @@ func (f *file) createTemp() (*os.File, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := temp.Chmod(fileMode); err != nil {
+	err = temp.Chmod(fileMode)
+	if err == nil {
+		err = f.give(temp)
+	}
+	if err != nil {
 		temp.Close()
 		os.Remove(temp.Name())
 		return nil, err
@@ -259,7 +266,11 @@ func (f *file) makeDir(dir string) error {
 	if _, known := f.synced.Load(dir); known {
 		return nil
 	}
-	if err := durable.MkdirAll(dir, dirMode); err != nil {
+	err := f.giveDirs(dir)
+	if err == nil {
+		err = durable.MkdirAll(dir, dirMode)
+	}
+	if err != nil {
 		if errors.Is(err, syscall.ENOTDIR) {
 			return errConflict
 		}

@@ -14,6 +14,7 @@ import (
 	"pitr/archive"
 	"pitr/basebackup"
 	"pitr/internal/hint"
+	"pitr/internal/wal"
 	"pitr/recovery"
 	"pitr/storage"
 )
@@ -67,7 +68,7 @@ func (a *app) prune(ctx context.Context, systemID uint64, dryRun, yes bool) erro
 			return err
 		}
 	}
-	done, err := p.run(ctx)
+	done, err := e.pruneShown(ctx, p, time.Now())
 	if err != nil {
 		return err
 	}
@@ -94,15 +95,21 @@ type prunePlan struct {
 func (e *env) planPrune(ctx context.Context, ar *archive.Archive, now time.Time) (*prunePlan, error) {
 	r := ar.Repo()
 	p := &prunePlan{bucket: e.bucket, archive: ar, now: now}
+	// In this order: what WAL there is, what runs, what is complete. So of a backup that begins meanwhile no WAL is
+	// decided on, and one that becomes complete meanwhile is seen as running, or as complete, or as both.
+	c, err := ar.Coverage(ctx)
+	if err != nil {
+		return nil, err
+	}
+	running, err := basebackup.Running(ctx, r, now)
+	if err != nil {
+		return nil, err
+	}
 	all, problems, err := basebackup.List(ctx, r)
 	if err != nil {
 		return nil, err
 	}
 	pins, err := basebackup.Pins(ctx, r)
-	if err != nil {
-		return nil, err
-	}
-	c, err := ar.Coverage(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -120,10 +127,6 @@ func (e *env) planPrune(ctx context.Context, ar *archive.Archive, now time.Time)
 		return p, nil
 	}
 	needs := basebackup.Needs(all, p.backups)
-	running, err := basebackup.Running(ctx, r, now)
-	if err != nil {
-		return nil, err
-	}
 	if len(needs) > 0 { // else all WAL stays, and one that is being taken may fail
 		needs = append(needs, running...)
 	}
@@ -168,13 +171,59 @@ func (p *prunePlan) deletions() int {
 	return n
 }
 
+// pruneShown deletes what the plan shows that somebody has seen and agreed to. He may have taken his time: everything is
+// looked at anew, and if now something else is to go, or less, nothing goes.
+func (e *env) pruneShown(ctx context.Context, shown *prunePlan, now time.Time) (string, error) {
+	p, err := e.planPrune(ctx, shown.archive, now)
+	if err != nil {
+		return "", err
+	}
+	for _, c := range []struct {
+		a, b *prunePlan
+		what string
+	}{{shown, p, "stay"}, {p, shown, "be deleted"}} {
+		if d := c.a.without(c.b); d != "" {
+			return "", hint.Wrap(fmt.Errorf("%w: things have changed since this was shown: %s would %s now; nothing was deleted", recovery.ErrRefused, d, c.what),
+				"run `pitr prune` again")
+		}
+	}
+	return p.run(ctx)
+}
+
+// without names the first thing that this plan deletes and the other does not; empty: there is none.
+func (p *prunePlan) without(other *prunePlan) string {
+	for _, v := range p.backups {
+		if !v.Keep && !slices.ContainsFunc(other.backups, func(o basebackup.Verdict) bool { return o.ID == v.ID && !o.Keep }) {
+			return "backup " + v.ID
+		}
+	}
+	for _, w := range p.wal {
+		if !w.Delete {
+			continue
+		}
+		// Both plans are in order, and may cut the same WAL into different stretches.
+		next := w.First
+		for _, o := range other.wal {
+			if o.Delete && o.Timeline == w.Timeline && o.First <= next && o.Last >= next {
+				next = o.Last + 1
+			}
+		}
+		if next <= w.Last {
+			return fmt.Sprintf("wal %s..%s", wal.SegmentName(w.Timeline, next, p.archive.Repo().Facts().SegmentSize), w.To)
+		}
+	}
+	for _, l := range p.left {
+		if l.Delete && !slices.ContainsFunc(other.left, func(o basebackup.Leftover) bool { return o.ID == l.ID && o.Delete }) {
+			return "leftovers " + l.ID
+		}
+	}
+	return ""
+}
+
 // run does what the plan says: first backups cease to exist, then what only they needed goes. It says what was done.
 // Whatever ends it, what is left is whole, and the next run goes on.
 func (p *prunePlan) run(ctx context.Context) (string, error) {
 	r := p.archive.Repo()
-	if err := p.holds(ctx); err != nil {
-		return "", err
-	}
 	backups := 0
 	for _, v := range p.backups {
 		if v.Keep {
@@ -208,21 +257,6 @@ func (p *prunePlan) run(ctx context.Context) (string, error) {
 		return "", err
 	}
 	return fmt.Sprintf("deleted %d backups, %d WAL objects of %s, %s of packs", backups, objects, size(bytes), size(packs)), nil
-}
-
-// holds looks again for the backups that stay, before any others go because of them: the plan may have waited long for an
-// answer, and somebody may have deleted one.
-func (p *prunePlan) holds(ctx context.Context) error {
-	all, _, err := basebackup.List(ctx, p.archive.Repo())
-	if err != nil {
-		return err
-	}
-	for _, v := range p.backups {
-		if v.Keep && !slices.ContainsFunc(all, func(h *basebackup.Header) bool { return h.ID == v.ID }) {
-			return hint.Wrap(fmt.Errorf("%w: backup %s was to stay, and is gone: what may go must be decided anew", recovery.ErrRefused, v.ID), "run `pitr prune` again")
-		}
-	}
-	return nil
 }
 
 // confirm returns nil if the user wants what the question says: by --yes, or by an answer on the terminal.

@@ -31,7 +31,7 @@ const (
 )
 
 const (
-	// standbyPatience is how long a failing fetch keeps a standby from streaming.
+	// standbyPatience is how long a fetch that fails, or of which nothing comes, keeps a standby from streaming.
 	standbyPatience = 5 * time.Second
 	fetchPause      = 500 * time.Millisecond
 )
@@ -106,7 +106,7 @@ type walFetcher struct {
 func (f *walFetcher) fetch(ctx context.Context) error {
 	_, err := os.Stat(filepath.Join(f.dir, "standby.signal"))
 	if errors.Is(err, fs.ErrNotExist) {
-		return f.once(ctx)
+		return f.once(ctx, f.timeout(), f.timeout())
 	}
 	if err != nil {
 		return err
@@ -114,9 +114,8 @@ func (f *walFetcher) fetch(ctx context.Context) error {
 	f.standby = true
 	// On a standby a failure would be the end of the server, and absence ends nothing: it asks again.
 	begin := time.Now()
-	first, cancel := context.WithTimeout(ctx, standbyPatience)
-	defer cancel()
-	err = f.once(first)
+	patience := min(standbyPatience, f.timeout())
+	err = f.once(ctx, patience, patience)
 	if ended(err) || ctx.Err() != nil {
 		return err
 	}
@@ -133,12 +132,11 @@ func (f *walFetcher) fetch(ctx context.Context) error {
 			return ctx.Err()
 		case <-time.After(fetchPause):
 		}
-		once, cancel := ctx, context.CancelFunc(func() {})
 		if streams {
-			once, cancel = context.WithDeadline(ctx, begin.Add(standbyPatience))
+			err = f.once(ctx, time.Until(begin.Add(standbyPatience)), patience)
+		} else {
+			err = f.once(ctx, f.timeout(), f.timeout())
 		}
-		err = f.once(once)
-		cancel()
 		if ended(err) || ctx.Err() != nil {
 			return err
 		}
@@ -151,16 +149,29 @@ func ended(err error) bool {
 	return err == nil || ok && e.status == fetchAbsent
 }
 
-// once asks once, and for no longer than archive.timeout.
-func (f *walFetcher) once(ctx context.Context) error {
-	ctx, cancel := context.WithTimeoutCause(ctx, time.Duration(f.c.Archive.Timeout),
-		fmt.Errorf("it was not fetched within archive.timeout (%s)", f.c.Archive.Timeout))
-	defer cancel()
-	return f.patient.within(ctx, func() error { return f.ask(ctx) })
+func (f *walFetcher) timeout() time.Duration { return time.Duration(f.c.Archive.Timeout) }
+
+// once asks once. What is coming may take as long as it takes; it gives up when nothing comes, not for first in the
+// beginning or for later afterwards.
+func (f *walFetcher) once(ctx context.Context, first, later time.Duration) error {
+	stuck := fmt.Errorf("nothing came from the store for %s", later)
+	if later == f.timeout() {
+		stuck = fmt.Errorf("nothing came from the store within archive.timeout (%s)", later)
+	}
+	watched, moved, stop := client.WhileMoving(ctx, first, later, stuck)
+	defer stop()
+	err := f.patient.within(watched, func() error { return f.ask(watched, moved) })
+	switch {
+	case err == nil || ended(err) || ctx.Err() != nil || watched.Err() == nil || errors.Is(err, stuck):
+		return err
+	case errors.Is(err, context.Canceled):
+		return fmt.Errorf("fetch %s: %w", f.name, stuck)
+	}
+	return fmt.Errorf("fetch %s: %w: %w", f.name, stuck, err)
 }
 
 // ask asks the agent, or the store where there is no agent.
-func (f *walFetcher) ask(ctx context.Context) error {
+func (f *walFetcher) ask(ctx context.Context, moved func()) error {
 	promise, err := f.promise()
 	if err != nil {
 		return err
@@ -173,9 +184,9 @@ func (f *walFetcher) ask(ctx context.Context) error {
 		return err
 	}
 	partial := promise == recovery.PromisedPartial
-	err = f.fromAgent(ctx, control.SystemID, partial)
+	err = f.fromAgent(ctx, control.SystemID, partial, moved)
 	if errors.Is(err, client.ErrNoAgent) {
-		err = f.direct(ctx, control.SystemID, partial)
+		err = f.direct(ctx, control.SystemID, partial, moved)
 	}
 	if errors.Is(err, archive.ErrNotArchived) || errors.Is(err, client.ErrAbsent) {
 		if promise != recovery.Ordinary {
@@ -198,13 +209,13 @@ func (f *walFetcher) promise() (recovery.Promise, error) {
 
 // fromAgent has the agent bring the file to a name of its own beside the path: an agent that was frozen, and comes to only
 // after the server has gone on, must not put this file where the server looks for the next one.
-func (f *walFetcher) fromAgent(ctx context.Context, systemID uint64, partial bool) error {
+func (f *walFetcher) fromAgent(ctx context.Context, systemID uint64, partial bool, moved func()) error {
 	if wal.Classify(f.name) == wal.Other {
 		return client.ErrNoAgent // no name to make one of
 	}
 	dest := f.path + "." + f.name
 	err := client.Of(f.c.Service.Dir).Fetch(ctx, client.Wanted{
-		Name: f.name, Dest: dest, Dir: f.dir, System: systemID, Partial: partial,
+		Name: f.name, Dest: dest, Dir: f.dir, System: systemID, Partial: partial, Moved: moved,
 	})
 	if err == nil {
 		return os.Rename(dest, f.path)
@@ -216,7 +227,7 @@ func (f *walFetcher) fromAgent(ctx context.Context, systemID uint64, partial boo
 }
 
 // direct reads the store.
-func (f *walFetcher) direct(ctx context.Context, systemID uint64, partial bool) error {
+func (f *walFetcher) direct(ctx context.Context, systemID uint64, partial bool, moved func()) error {
 	e, err := openEnv(ctx, f.c)
 	if err != nil {
 		return err
@@ -227,7 +238,7 @@ func (f *walFetcher) direct(ctx context.Context, systemID uint64, partial bool) 
 	}
 	ar := e.archive(r, f.log)
 	defer ar.Close()
-	return ar.Fetch(ctx, f.name, f.path, archive.FetchOptions{Partial: partial})
+	return ar.Fetch(ctx, f.name, f.path, archive.FetchOptions{Partial: partial, Moved: moved})
 }
 
 // streams reports whether the standby has a primary to stream from. Where that can't be found out, it counts as one:

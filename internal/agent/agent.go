@@ -22,6 +22,7 @@ import (
 	"pitr/archive"
 	"pitr/internal/agent/client"
 	"pitr/internal/postgres"
+	"pitr/internal/repo"
 	"pitr/internal/wal"
 	"pitr/recovery"
 )
@@ -47,7 +48,7 @@ type Options struct {
 	Dir      string        // the service directory
 	DataDir  string        // the server's data directory
 	Workers  int           // files that are fetched ahead at once; twice as many are pushed, half of them waiting for the store
-	Timeout  time.Duration // for one file
+	Timeout  time.Duration // for one file that is archived; of one that is fetched, for how long nothing may come
 	Schedule string        // of backups, as cron writes it; empty: none
 	Version  string        // of pitr, for Status
 }
@@ -56,7 +57,8 @@ type Options struct {
 // context.
 type Deps struct {
 	// Archive opens the archive of the server in the data directory, for writing: it is begun where it is new. The agent
-	// calls it again after an error and when the system identifier has changed, and closes none.
+	// calls it again after an error and when the system identifier or the size of segments has changed, and closes none
+	// that it has used.
 	Archive func(ctx context.Context) (*archive.Archive, error)
 	// Read opens the archive of a lineage, for reading: nothing is begun, and where there is none, that is an error.
 	Read func(ctx context.Context, system uint64) (*archive.Archive, error)
@@ -206,26 +208,35 @@ func (a *agent) missedBackup(ctx context.Context) (bool, string, error) {
 	return false, "", nil
 }
 
-// open returns the archive of the lineage, which must be the data directory's, for writing. It is opened when it is first
-// needed, since neither server nor store need be there when the agent starts.
-func (a *agent) open(ctx context.Context, system uint64) (*archive.Archive, error) {
+// open returns the archive of the server whose control file it is, for writing. It is opened when it is first needed,
+// since neither server nor store need be there when the agent starts, and anew when the server is another one, or has
+// segments of another size (pg_resetwal --wal-segsize).
+func (a *agent) open(ctx context.Context, c wal.Control) (*archive.Archive, error) {
 	a.mu.Lock()
 	opened := a.archive
 	a.mu.Unlock()
-	if opened != nil && opened.Repo().SystemID() == system {
+	if opened != nil && isOf(opened, c) {
 		return opened, nil
 	}
 	opened, err := a.d.Archive(ctx)
 	if err != nil {
 		return nil, err
 	}
-	if id := opened.Repo().SystemID(); id != system {
-		return nil, &errElsewhere{fmt.Sprintf("this agent's archive is of system identifier %d, not %d", id, system)}
+	if !isOf(opened, c) {
+		f := opened.Repo().Facts()
+		opened.Close()
+		return nil, &errElsewhere{fmt.Sprintf("this agent's archive is of system identifier %d with segments of %d bytes, not %d with %d",
+			f.SystemID, f.SegmentSize, c.SystemID, c.WALSegSize)}
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	a.archive = opened
+	a.archive = opened // pushes that have begun go on with the one before
 	return opened, nil
+}
+
+func isOf(ar *archive.Archive, c wal.Control) bool {
+	f := ar.Repo().Facts()
+	return f.SystemID == c.SystemID && f.SegmentSize == int64(c.WALSegSize)
 }
 
 // read returns the archive of the lineage for reading: where there is none, none is begun. An archive that was just begun
@@ -261,7 +272,7 @@ func (a *agent) push(ctx context.Context, path string) (raw, stored int64, err e
 	if err != nil {
 		return 0, 0, err
 	}
-	ar, err := a.open(ctx, c.SystemID)
+	ar, err := a.open(ctx, c)
 	if err != nil {
 		return 0, 0, err
 	}
@@ -296,22 +307,51 @@ func sameDir(x, y string) bool {
 }
 
 // serveFetch is for a recovery's hook.
-func (a *agent) serveFetch(ctx context.Context, r client.Request) error {
+func (a *agent) serveFetch(ctx context.Context, r client.Request, moved func()) error {
 	if r.System == 0 || !filepath.IsAbs(r.Dest) || !filepath.IsAbs(r.Dir) {
 		return &errElsewhere{"a fetch needs absolute paths and a system identifier"}
 	}
 	if wal.Classify(r.Name) == wal.Other {
 		return &errElsewhere{fmt.Sprintf("%q is not a file of an archive", r.Name)}
 	}
-	return a.fetcher.get(ctx, recoveryID{r.System, filepath.Clean(r.Dir)}, r.Name, r.Dest, r.Partial)
+	return a.fetcher.get(ctx, recoveryID{r.System, filepath.Clean(r.Dir)}, r.Name, r.Dest, r.Partial, moved)
 }
 
-func (a *agent) fetch(ctx context.Context, system uint64, name, path string, partial bool) error {
+func (a *agent) fetch(ctx context.Context, system uint64, name, path string, partial bool, moved func()) error {
 	ar, err := a.read(ctx, system)
 	if err != nil {
 		return err
 	}
-	return ar.Fetch(ctx, name, path, archive.FetchOptions{Partial: partial})
+	o := archive.FetchOptions{Partial: partial, Moved: moved}
+	err = ar.Fetch(ctx, name, path, o)
+	_, _, nerr := wal.ParseSegmentName(name, ar.Repo().Facts().SegmentSize)
+	if err == nil || !errors.Is(err, repo.ErrDamaged) && (nerr == nil || wal.Classify(name) != wal.Segment) {
+		return err
+	}
+	// What does not fit the size of segments may fit another one, which the server was given since the archive was opened.
+	now, changed := a.readAnew(ctx, ar)
+	if !changed {
+		return err
+	}
+	return now.Fetch(ctx, name, path, o)
+}
+
+// readAnew looks whether the archive for reading is not any more what it was when it was opened, and returns the new one
+// if so. One is never closed that others may be reading.
+func (a *agent) readAnew(ctx context.Context, was *archive.Archive) (now *archive.Archive, changed bool) {
+	system := was.Repo().SystemID()
+	now, err := a.d.Read(ctx, system)
+	if err != nil {
+		return nil, false // the error that led here says more
+	}
+	if now.Repo().Facts() == was.Repo().Facts() {
+		now.Close()
+		return nil, false
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.reading[system] = now
+	return now, true
 }
 
 // segSize is the size of the lineage's segments, 0 where it is not known.

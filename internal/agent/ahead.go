@@ -9,10 +9,13 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
 	"pitr/archive"
+	"pitr/internal/agent/client"
+	"pitr/internal/hint"
 	"pitr/internal/wal"
 )
 
@@ -46,12 +49,13 @@ type recoveryID struct {
 type fetcher struct {
 	dir string
 	// fetch verifies the archived file called name and puts it at path. With partial, the beginning of a segment will do.
-	fetch func(ctx context.Context, system uint64, name, path string, partial bool) error
+	// moved is called as it comes.
+	fetch func(ctx context.Context, system uint64, name, path string, partial bool, moved func()) error
 	// route returns at most n names that the recovery will ask for after name.
 	route   func(id recoveryID, name string, n int) ([]string, error)
 	segSize func(system uint64) int64
 	workers int
-	timeout time.Duration // of one file
+	timeout time.Duration // for how long nothing of a file may come
 	log     *slog.Logger
 	now     func() time.Time
 
@@ -80,8 +84,10 @@ type aheadFile struct {
 	path   string
 	at     time.Time
 	cancel context.CancelFunc
+	begun  chan struct{} // closed when it has a slot
 	done   chan struct{}
-	err    error // once done is closed
+	err    error         // once done is closed
+	moved  atomic.Uint64 // grows as it comes
 }
 
 type fetchStats struct {
@@ -159,19 +165,32 @@ func (f *fetcher) drop(r *recoveryAhead, name string) {
 }
 
 // get puts the file called name at dest for the recovery id. It is archive.ErrNotArchived only if the archive says so now.
-// With partial, the beginning of a segment will do where the segment is not archived.
-func (f *fetcher) get(ctx context.Context, id recoveryID, name, dest string, partial bool) error {
-	ctx, cancel := context.WithTimeout(ctx, f.timeout)
-	defer cancel()
+// With partial, the beginning of a segment will do where the segment is not archived. It takes as long as it takes, calling
+// moved as something comes, and gives up when nothing does.
+func (f *fetcher) get(ctx context.Context, id recoveryID, name, dest string, partial bool, moved func()) error {
 	segment := wal.Classify(name) == wal.Segment
-	served := segment && f.serve(ctx, id, name, dest)
+	served := segment && f.serve(ctx, id, name, dest, moved)
 	var err error
 	if !served {
-		err = f.fetch(ctx, id.system, name, dest, partial)
+		err = f.unlessStuck(ctx, func(ctx context.Context, own func()) error {
+			return f.fetch(ctx, id.system, name, dest, partial, func() { own(); moved() })
+		})
 	}
 	f.note(name, served, err)
 	if segment && err == nil {
 		f.plan(id, name)
+	}
+	return err
+}
+
+// unlessStuck runs fetch until it ends, or nothing has come for the time that is allowed.
+func (f *fetcher) unlessStuck(ctx context.Context, fetch func(ctx context.Context, moved func()) error) error {
+	stuck := fmt.Errorf("nothing came from the store for %v", f.timeout)
+	watched, moved, stop := client.WhileMoving(ctx, f.timeout, f.timeout, stuck)
+	defer stop()
+	err := fetch(watched, moved)
+	if err != nil && ctx.Err() == nil && watched.Err() != nil {
+		return hint.Wrap(fmt.Errorf("%w: %v", stuck, err), "the store does not answer; `archive.timeout` says how long that is borne")
 	}
 	return err
 }
@@ -195,8 +214,9 @@ func (f *fetcher) note(name string, served bool, err error) {
 	}
 }
 
-// serve hands over the file if it was fetched ahead, or is being. Whatever goes wrong, the caller fetches it.
-func (f *fetcher) serve(ctx context.Context, id recoveryID, name, dest string) bool {
+// serve hands over the file if it was fetched ahead, or is being. Whatever goes wrong, the caller fetches it, and so it does
+// where the fetch has not begun: others that are slow may be in front of it.
+func (f *fetcher) serve(ctx context.Context, id recoveryID, name, dest string, moved func()) bool {
 	f.mu.Lock()
 	r := f.open[id]
 	if r == nil {
@@ -211,9 +231,7 @@ func (f *fetcher) serve(ctx context.Context, id recoveryID, name, dest string) b
 		return false
 	}
 	defer a.cancel()
-	select {
-	case <-a.done:
-	case <-ctx.Done():
+	if !f.awaitAhead(ctx, a, moved) {
 		f.all.Go(func() {
 			<-a.done
 			os.Remove(a.path)
@@ -233,6 +251,31 @@ func (f *fetcher) serve(ctx context.Context, id recoveryID, name, dest string) b
 		return false
 	}
 	return true
+}
+
+// awaitAhead waits for a file that is being fetched ahead; false if it has not begun or ctx ends.
+func (f *fetcher) awaitAhead(ctx context.Context, a *aheadFile, moved func()) bool {
+	select {
+	case <-a.begun:
+	case <-a.done:
+	default:
+		return false
+	}
+	look := time.NewTicker(heartbeat / 2)
+	defer look.Stop()
+	for last := a.moved.Load(); ; {
+		select {
+		case <-a.done:
+			return true
+		case <-look.C:
+			if now := a.moved.Load(); now != last {
+				last = now
+				moved()
+			}
+		case <-ctx.Done():
+			return false
+		}
+	}
 }
 
 // plan fetches what the recovery will ask for after name, and drops what it will not.
@@ -301,7 +344,7 @@ func (f *fetcher) begin(id recoveryID) *recoveryAhead {
 // fetchAhead begins to fetch a file. The lock is held.
 func (f *fetcher) fetchAhead(id recoveryID, r *recoveryAhead, name string) {
 	ctx, cancel := context.WithCancel(f.ctx)
-	a := &aheadFile{path: filepath.Join(r.dir, name), at: f.now(), cancel: cancel, done: make(chan struct{})}
+	a := &aheadFile{path: filepath.Join(r.dir, name), at: f.now(), cancel: cancel, begun: make(chan struct{}), done: make(chan struct{})}
 	r.files[name] = a
 	f.all.Go(func() {
 		defer close(a.done)
@@ -313,10 +356,11 @@ func (f *fetcher) fetchAhead(id recoveryID, r *recoveryAhead, name string) {
 			a.err = ctx.Err()
 			return
 		}
-		ctx, cancel := context.WithTimeout(ctx, f.timeout)
-		defer cancel()
 		if a.err = ctx.Err(); a.err == nil {
-			a.err = f.fetch(ctx, id.system, name, a.path, false)
+			close(a.begun)
+			a.err = f.unlessStuck(ctx, func(ctx context.Context, own func()) error {
+				return f.fetch(ctx, id.system, name, a.path, false, func() { own(); a.moved.Add(1) })
+			})
 		}
 		if a.err != nil && f.ctx.Err() == nil {
 			f.restFrom(r, name, a)

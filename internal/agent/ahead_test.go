@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"pitr/archive"
+	"pitr/internal/hint"
 )
 
 // fakeArchive holds segments 0 to last of system 7.
@@ -24,7 +25,7 @@ type fakeArchive struct {
 	delay time.Duration
 }
 
-func (f *fakeArchive) fetch(ctx context.Context, system uint64, name, path string, partial bool) error {
+func (f *fakeArchive) fetch(ctx context.Context, system uint64, name, path string, partial bool, moved func()) error {
 	f.mu.Lock()
 	if f.calls == nil {
 		f.calls = map[string]int{}
@@ -118,7 +119,7 @@ func TestFetchAhead(t *testing.T) {
 		id := recoveryID{7, "/data"}
 		dest := filepath.Join(t.TempDir(), "RECOVERYXLOG")
 		for i := range 51 {
-			if err := f.get(t.Context(), id, segment(i), dest, false); err != nil {
+			if err := f.get(t.Context(), id, segment(i), dest, false, func() {}); err != nil {
 				t.Fatal(err)
 			}
 			if got, err := os.ReadFile(dest); err != nil || string(got) != "7 "+segment(i) {
@@ -145,7 +146,7 @@ func TestFetchAhead(t *testing.T) {
 		// The end: absent each time it is asked for, and there once it is archived.
 		before := a.asked(segment(51))
 		for range 3 {
-			if err := f.get(t.Context(), id, segment(51), dest, false); !errors.Is(err, archive.ErrNotArchived) {
+			if err := f.get(t.Context(), id, segment(51), dest, false, func() {}); !errors.Is(err, archive.ErrNotArchived) {
 				t.Errorf("behind the end: %v", err)
 			}
 		}
@@ -155,7 +156,7 @@ func TestFetchAhead(t *testing.T) {
 		a.mu.Lock()
 		a.last = 52
 		a.mu.Unlock()
-		if err := f.get(t.Context(), id, segment(51), dest, false); err != nil {
+		if err := f.get(t.Context(), id, segment(51), dest, false, func() {}); err != nil {
 			t.Errorf("when it came: %v", err)
 		}
 		stop()
@@ -173,14 +174,14 @@ func TestFetchAheadRestsAtTheEnd(t *testing.T) {
 		defer fetching(t, f)()
 		id, dest := recoveryID{7, "/data"}, filepath.Join(t.TempDir(), "x")
 		for i := range 4 {
-			if err := f.get(t.Context(), id, segment(i), dest, false); err != nil {
+			if err := f.get(t.Context(), id, segment(i), dest, false, func() {}); err != nil {
 				t.Fatal(err)
 			}
 			synctest.Wait()
 		}
 		before := a.total()
 		for range 100 {
-			if err := f.get(t.Context(), id, segment(4), dest, false); !errors.Is(err, archive.ErrNotArchived) {
+			if err := f.get(t.Context(), id, segment(4), dest, false, func() {}); !errors.Is(err, archive.ErrNotArchived) {
 				t.Fatal(err)
 			}
 			time.Sleep(time.Second)
@@ -204,7 +205,7 @@ func TestRecoveriesApart(t *testing.T) {
 		for system := range uint64(8) {
 			dest := filepath.Join(dir, fmt.Sprint(system))
 			for i := range 3 {
-				if err := f.get(t.Context(), recoveryID{system, "/data"}, segment(i), dest, false); err != nil {
+				if err := f.get(t.Context(), recoveryID{system, "/data"}, segment(i), dest, false, func() {}); err != nil {
 					t.Fatal(err)
 				}
 				if got, err := os.ReadFile(dest); err != nil || string(got) != fmt.Sprint(system, " ", segment(i)) {
@@ -217,7 +218,7 @@ func TestRecoveriesApart(t *testing.T) {
 			t.Errorf("%d files lie there", n)
 		}
 		// A jump within one recovery drops what it passes over.
-		if err := f.get(t.Context(), recoveryID{7, "/data"}, segment(60), filepath.Join(dir, "y"), false); err != nil {
+		if err := f.get(t.Context(), recoveryID{7, "/data"}, segment(60), filepath.Join(dir, "y"), false, func() {}); err != nil {
 			t.Fatal(err)
 		}
 		synctest.Wait()
@@ -243,14 +244,14 @@ func TestFetchAheadGoesStale(t *testing.T) {
 		f := testFetcher(t, a)
 		defer fetching(t, f)()
 		id, dest := recoveryID{7, "/data"}, filepath.Join(t.TempDir(), "x")
-		if err := f.get(t.Context(), id, segment(0), dest, false); err != nil {
+		if err := f.get(t.Context(), id, segment(0), dest, false, func() {}); err != nil {
 			t.Fatal(err)
 		}
 		for range 6 { // keeps the recovery alive, but needs none of the files
 			time.Sleep(time.Minute)
-			f.serve(t.Context(), id, segment(90), dest)
+			f.serve(t.Context(), id, segment(90), dest, func() {})
 		}
-		if err := f.get(t.Context(), id, segment(1), dest, false); err != nil {
+		if err := f.get(t.Context(), id, segment(1), dest, false, func() {}); err != nil {
 			t.Fatal(err)
 		}
 		if n := a.asked(segment(1)); n != 2 {
@@ -267,29 +268,29 @@ func TestFetchAheadFails(t *testing.T) {
 		defer fetching(t, f)()
 		id, dest := recoveryID{7, "/data"}, filepath.Join(t.TempDir(), "x")
 		a.delay = 10 * time.Second
-		if err := f.get(t.Context(), id, segment(0), dest, false); err != nil {
+		if err := f.get(t.Context(), id, segment(0), dest, false, func() {}); err != nil {
 			t.Fatal(err)
 		}
 		a.mu.Lock()
 		a.fail = errors.New("store away")
 		a.mu.Unlock()
 		time.Sleep(time.Minute)
-		if err := f.get(t.Context(), id, segment(1), dest, false); err != nil && err.Error() != "store away" {
+		if err := f.get(t.Context(), id, segment(1), dest, false, func() {}); err != nil && err.Error() != "store away" {
 			t.Errorf("got %v", err)
 		}
 		a.mu.Lock()
 		a.fail = nil
 		a.mu.Unlock()
-		if err := f.get(t.Context(), id, segment(4), dest, false); err != nil {
+		if err := f.get(t.Context(), id, segment(4), dest, false, func() {}); err != nil {
 			t.Errorf("when the store is back: %v", err)
 		}
 		// Who gives up waiting for what is under way leaves nothing behind.
-		if err := f.get(t.Context(), id, segment(40), dest, false); err != nil {
+		if err := f.get(t.Context(), id, segment(40), dest, false, func() {}); err != nil {
 			t.Fatal(err)
 		}
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 		defer cancel()
-		if err := f.get(ctx, id, segment(42), dest, false); !errors.Is(err, context.DeadlineExceeded) {
+		if err := f.get(ctx, id, segment(42), dest, false, func() {}); !errors.Is(err, context.DeadlineExceeded) {
 			t.Errorf("got %v", err)
 		}
 		time.Sleep(2 * time.Minute)
@@ -328,4 +329,54 @@ func TestHandOver(t *testing.T) {
 	if n := files(t, dir) + files(t, other); n != 1 {
 		t.Errorf("%d files are left", n)
 	}
+}
+
+// A store that is slow is waited for while something comes, whether the file was asked for or is fetched ahead; one of which
+// nothing comes is given up.
+func TestFetchSlowly(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := testFetcher(t, nil)
+		var mu sync.Mutex
+		steps, calls := 30, map[string]int{}
+		f.fetch = func(ctx context.Context, _ uint64, name, path string, _ bool, moved func()) error {
+			mu.Lock()
+			calls[name]++
+			n := steps
+			mu.Unlock()
+			for range n {
+				select {
+				case <-time.After(f.timeout / 2):
+					moved()
+				case <-ctx.Done():
+					return ctx.Err()
+				}
+			}
+			if n == 1 {
+				<-ctx.Done()
+				return ctx.Err()
+			}
+			return os.WriteFile(path, nil, 0o600)
+		}
+		defer fetching(t, f)()
+		id, dest := recoveryID{7, "/data"}, filepath.Join(t.TempDir(), "x")
+		for _, n := range []int{0, 1} {
+			heard := 0
+			if err := f.get(t.Context(), id, segment(n), dest, false, func() { heard++ }); err != nil || heard < steps-1 {
+				t.Errorf("segment %d: %v, moved %d times", n, err, heard)
+			}
+		}
+		// The workers are busy with others: who asks does not wait for them.
+		begin := time.Now()
+		if err := f.get(t.Context(), id, segment(16), dest, false, func() {}); err != nil || time.Since(begin) > time.Duration(steps+1)*f.timeout/2 {
+			t.Errorf("%v after %v", err, time.Since(begin))
+		}
+		mu.Lock()
+		steps = 1
+		mu.Unlock()
+		begin = time.Now()
+		err := f.get(t.Context(), id, segment(90), dest, false, func() {})
+		if err == nil || errors.Is(err, context.Canceled) || hint.Of(err) == "" || time.Since(begin) != f.timeout*3/2 {
+			t.Errorf("stuck: %v after %v", err, time.Since(begin))
+		}
+	})
 }

@@ -187,7 +187,7 @@ func TestServer(t *testing.T) {
 			}
 			return nil
 		},
-		fetch: func(_ context.Context, r client.Request) error {
+		fetch: func(_ context.Context, r client.Request, _ func()) error {
 			got = r
 			if r.Name == "absent" {
 				return fmt.Errorf("fetch: %w", archive.ErrNotArchived)

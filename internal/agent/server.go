@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"pitr/archive"
@@ -32,8 +33,9 @@ func (e *errElsewhere) Error() string { return e.text }
 
 // A server answers on the agent's socket.
 type server struct {
-	push   func(ctx context.Context, path string) error
-	fetch  func(ctx context.Context, r client.Request) error
+	push func(ctx context.Context, path string) error
+	// fetch calls moved whenever something has come from the store.
+	fetch  func(ctx context.Context, r client.Request, moved func()) error
 	status func() any
 	log    *slog.Logger
 	// uid is who may ask, beside root.
@@ -108,7 +110,8 @@ func (s *server) converse(ctx context.Context, conn net.Conn) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	answer := make(chan client.Answer, 1)
-	go func() { answer <- s.answer(ctx, r) }()
+	var moved atomic.Uint64
+	go func() { answer <- s.answer(ctx, r, func() { moved.Add(1) }) }()
 
 	// A client sends nothing more, so the end of reading is the end of its interest.
 	go func() {
@@ -128,7 +131,7 @@ func (s *server) converse(ctx context.Context, conn net.Conn) {
 			s.write(conn, a)
 			return
 		case <-beat.C:
-			if !s.write(conn, client.Answer{Working: true}) {
+			if !s.write(conn, client.Answer{Working: true, Moved: moved.Load()}) {
 				cancel()
 			}
 		}
@@ -165,13 +168,13 @@ func (s *server) write(conn net.Conn, a client.Answer) bool {
 }
 
 // answer does what a request asks.
-func (s *server) answer(ctx context.Context, r client.Request) client.Answer {
+func (s *server) answer(ctx context.Context, r client.Request, moved func()) client.Answer {
 	var err error
 	switch r.Op {
 	case client.OpPush:
 		err = s.push(ctx, r.Path)
 	case client.OpFetch:
-		err = s.fetch(ctx, r)
+		err = s.fetch(ctx, r, moved)
 	case client.OpStatus:
 		var data []byte
 		if data, err = json.Marshal(s.status()); err == nil {

@@ -188,6 +188,47 @@ func (f *Fragment) setData(data []byte) {
 	f.Data = append([]byte(nil), data...)
 }
 
+// Fill puts the bytes of fragments that were left out back into the index, from the
+// segment that it is of.
+func (ix *Index) Fill(seg []byte) error {
+	h, err := ParseSegmentHeader(seg)
+	if err != nil {
+		return err
+	}
+	if h.Addr != ix.Start {
+		return fmt.Errorf("the index of the segment at %s can't be filled from the one at %s", ix.Start, h.Addr)
+	}
+	if err := ix.Head.fill(seg, 0, int(h.BlockSize)); err != nil || ix.Tail.Record == 0 {
+		return err
+	}
+	return ix.Tail.fill(seg, int(ix.Tail.Record-ix.Start), int(h.BlockSize))
+}
+
+// fill takes the fragment's bytes from offset at of the segment on, without the
+// headers of pages.
+func (f *Fragment) fill(seg []byte, at, page int) error {
+	if !f.Omitted || f.Joined {
+		return nil
+	}
+	f.Data = make([]byte, 0, f.Len)
+	for len(f.Data) < int(f.Len) {
+		switch {
+		case at == 0:
+			at = LongHeaderLen
+		case at%page == 0:
+			at += shortHeaderLen
+		}
+		end := min((at/page+1)*page, at+int(f.Len)-len(f.Data))
+		if end > len(seg) {
+			return fmt.Errorf("the segment ends within a record")
+		}
+		f.Data = append(f.Data, seg[at:end]...)
+		at = end
+	}
+	f.Omitted = false
+	return nil
+}
+
 // Shorten returns what a plan over many segments needs to choose the few that it
 // looks into: the index without blocks and the bytes of fragments, and of the ends
 // of transactions only those of prepared ones, so that which transaction is left in

@@ -153,6 +153,23 @@ func TestLongRecord(t *testing.T) {
 	if ix := ixs[len(ixs)-1]; len(ix.Transactions) != 1 || ix.Transactions[0].XID != 8 {
 		t.Errorf("transactions behind the long record: %+v", ix.Transactions)
 	}
+	// With the bytes from the segments, it is joined as any other record.
+	if err := ixs[0].Fill(segs[1]); err == nil {
+		t.Error("filled from another segment")
+	}
+	j = wal.Joiner{}
+	for i, ix := range ixs {
+		if err := ix.Fill(segs[i]); err != nil {
+			t.Fatal(err)
+		}
+		s, err := j.Add(ix)
+		if last := i == len(ixs)-1; err != nil || (s.LSN == long) != last {
+			t.Errorf("segment %d, filled: %+v, %v", i, s, err)
+		}
+	}
+	if err := (&wal.Index{Start: ixs[0].Start, Tail: wal.Fragment{Record: long, Len: 3 * testSegSize, Omitted: true}}).Fill(segs[0]); err == nil {
+		t.Error("filled beyond the segment")
+	}
 }
 
 // TestSwitchAcrossSegments lets the 24 bytes of an XLOG_SWITCH begin so late that

@@ -6,7 +6,7 @@
 //
 // A Unix stream socket, `agent.sock` in the service directory. A connection carries one request: one line of JSON
 // ([Request]), at most 64 KiB. The agent answers with lines of JSON ([Answer]), each at most 4 MiB: while it works one
-// line with "working" about every second, so that a frozen agent is noticed, and at last exactly one line without it,
+// line with "working" about every second, so that a frozen agent is noticed (and one whose store is, by "moved"), and at last exactly one line without it,
 // after which it closes. A client that closes earlier ends its wait, not the work.
 //
 // Both sides look at the other's credentials (SO_PEERCRED, where the system has it): the agent serves its own user and
@@ -80,6 +80,7 @@ const (
 type Answer struct {
 	Version int             `json:"v"`
 	Working bool            `json:"working,omitempty"` // not the last line
+	Moved   uint64          `json:"moved,omitempty"`   // fetch: greater than before if something has come from the store since
 	OK      bool            `json:"ok,omitempty"`
 	Kind    string          `json:"kind,omitempty"` // where OK is false
 	Error   string          `json:"error,omitempty"`
@@ -116,7 +117,7 @@ func (a Agent) Socket() string { return a.socket }
 // Push has the file at path, which must be absolute, archived. It returns nil once the store has that very file. The
 // error is ErrNoAgent, a *Failure, or the context's.
 func (a Agent) Push(ctx context.Context, path string) error {
-	_, err := a.ask(ctx, Request{Op: OpPush, Path: path})
+	_, err := a.ask(ctx, Request{Op: OpPush, Path: path}, nil)
 	return err
 }
 
@@ -128,24 +129,26 @@ type Wanted struct {
 	System uint64 // the system identifier whose archive is meant
 	// Partial: where the segment is not archived, its beginning will do.
 	Partial bool
+	// Moved, if not nil, is called when the agent says that something has come from the store.
+	Moved func()
 }
 
 // Fetch has an archived file put at w.Dest. The error is ErrNoAgent, ErrAbsent, a *Failure, or the context's; only after
 // nil is there anything new at w.Dest.
 func (a Agent) Fetch(ctx context.Context, w Wanted) error {
-	_, err := a.ask(ctx, Request{Op: OpFetch, Name: w.Name, Dest: w.Dest, Dir: w.Dir, System: w.System, Partial: w.Partial})
+	_, err := a.ask(ctx, Request{Op: OpFetch, Name: w.Name, Dest: w.Dest, Dir: w.Dir, System: w.System, Partial: w.Partial}, w.Moved)
 	return err
 }
 
 // Status returns what the agent says of itself, as JSON. The error is as of Push.
 func (a Agent) Status(ctx context.Context) (json.RawMessage, error) {
-	answer, err := a.ask(ctx, Request{Op: OpStatus})
+	answer, err := a.ask(ctx, Request{Op: OpStatus}, nil)
 	return answer.Status, err
 }
 
 func noAgent(err error) error { return fmt.Errorf("%w: %w", ErrNoAgent, err) }
 
-func (a Agent) ask(ctx context.Context, r Request) (Answer, error) {
+func (a Agent) ask(ctx context.Context, r Request, moved func()) (Answer, error) {
 	if len(a.socket) == 0 || len(a.socket) > MaxSocketPath {
 		return Answer{}, noAgent(fmt.Errorf("no socket can be at %q", a.socket))
 	}
@@ -173,7 +176,7 @@ func (a Agent) ask(ctx context.Context, r Request) (Answer, error) {
 	if _, err := conn.Write(append(line, '\n')); err != nil {
 		return Answer{}, a.gone(ctx, err)
 	}
-	answer, err := a.await(conn)
+	answer, err := a.await(conn, moved)
 	if err != nil {
 		return Answer{}, a.gone(ctx, err)
 	}
@@ -189,7 +192,8 @@ func (a Agent) gone(ctx context.Context, err error) error {
 }
 
 // await reads lines until the last one.
-func (a Agent) await(conn net.Conn) (Answer, error) {
+func (a Agent) await(conn net.Conn, moved func()) (Answer, error) {
+	var last uint64
 	lines := bufio.NewScanner(conn)
 	lines.Buffer(make([]byte, 0, 4<<10), MaxAnswer)
 	for {
@@ -206,6 +210,10 @@ func (a Agent) await(conn net.Conn) (Answer, error) {
 		}
 		if !answer.Working {
 			return answer, nil
+		}
+		if answer.Moved > last && moved != nil {
+			last = answer.Moved
+			moved()
 		}
 	}
 }
