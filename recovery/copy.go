@@ -15,18 +15,16 @@ import (
 )
 
 // A window is so much of the manifest as is worked on at once: it bounds memory, and is large enough that frames lying
-// together in a pack are read together.
+// together in a pack are read together, and that every worker has files of its own.
 const (
-	windowFiles = 8 << 10
-	windowBytes = 512 << 20
+	windowFiles   = 8 << 10
+	windowExtents = 32 << 10
 )
 
 // window is a run of files.
 type window struct {
-	files  []*file
-	frames []basebackup.Frame
-	uses   []use // of the frame of the same index
-	bytes  int64
+	files   []*file
+	extents int
 }
 
 // use says where a frame's bytes go.
@@ -57,8 +55,8 @@ func (r *restorer) copy(ctx context.Context, m *basebackup.Manifest) error {
 			r.control, err = r.content(ctx, e)
 		default:
 			w.files = append(w.files, &file{entry: e, path: r.where(e.Path)})
-			w.bytes += e.Size
-			if len(w.files) >= windowFiles || w.bytes >= windowBytes {
+			w.extents += len(e.Extents)
+			if len(w.files) >= windowFiles || w.extents >= windowExtents {
 				err = r.write(ctx, w)
 				w = new(window)
 			}
@@ -195,36 +193,17 @@ func (r *restorer) write(ctx context.Context, w *window) error {
 	if err := r.compare(ctx, w); err != nil {
 		return err
 	}
+	work := newGroups(r.p.Backup, w.files)
 	var idle []*file // that need no frame: empty ones, those of zeros, and those that were right
 	for _, f := range w.files {
-		at := int64(0)
-		for i, x := range f.entry.Extents {
-			if !x.Zeros && !f.has(i) {
-				w.frames, w.uses = append(w.frames, x.Frame), append(w.uses, use{f, i, at})
-				f.left++
-			}
-			at += x.Length
-		}
 		if f.left == 0 {
 			idle = append(idle, f)
 		}
 	}
-	runs := make(chan basebackup.Run)
 	g, ctx := errgroup.WithContext(ctx)
-	g.Go(func() error {
-		defer close(runs)
-		for _, run := range basebackup.Runs(r.p.Backup, w.frames) {
-			select {
-			case runs <- run:
-			case <-ctx.Done():
-				return ctx.Err()
-			}
-		}
-		return nil
-	})
 	open := &openFiles{most: maxOpen}
 	for range r.o.Workers {
-		g.Go(func() error { return r.writeRuns(ctx, w, runs, open) })
+		g.Go(func() error { return r.writeRuns(ctx, work, open) })
 	}
 	g.Go(func() error {
 		for _, f := range idle {
@@ -241,16 +220,19 @@ func (r *restorer) write(ctx context.Context, w *window) error {
 	return err
 }
 
-func (r *restorer) writeRuns(ctx context.Context, w *window, runs <-chan basebackup.Run, open *openFiles) error {
+func (r *restorer) writeRuns(ctx context.Context, work *groups, open *openFiles) error {
 	reader, err := basebackup.NewFrameReader(r.repo)
 	if err != nil {
 		return err
 	}
 	defer reader.Close()
-	for run := range runs {
+	for g, run := work.next(nil); run != nil; g, run = work.next(g) {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
 		written := int64(0)
-		err := reader.Read(ctx, w.frames, run, func(i int, raw []byte, err error) error {
-			u := w.uses[i]
+		err := reader.Read(ctx, g.frames, *run, func(i int, raw []byte, err error) error {
+			u := g.uses[i]
 			x := u.file.entry.Extents[u.extent]
 			if err == nil {
 				err = r.put(open, u.file, u.at, raw[x.Offset:int64(x.Offset)+x.Length])
