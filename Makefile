@@ -13,6 +13,8 @@ VERSION := $(or $(if $(REVISION),$(shell git describe --tags --always --dirty 2>
 BUILDFLAGS := -trimpath -buildvcs=$(if $(REVISION),auto,false) -ldflags '-X main.version=$(VERSION)'
 # The race detector and the C compressor both need a C compiler; Go finds out whether there is one.
 CGO := $(shell go env CGO_ENABLED)
+# The compressor is C, and its authors build it so; Go's own default is -O2.
+export CGO_CFLAGS ?= -O3
 RACE := $(if $(filter 1,$(CGO)),-race)
 TESTFLAGS := -json -count=1 -timeout 15m
 

@@ -11,6 +11,7 @@ import (
 	"strings"
 
 	"pitr/internal/postgres"
+	"sync"
 )
 
 // maxIncludes is how deep the server lets configuration files include others (CONF_FILE_MAX_DEPTH in
@@ -30,7 +31,7 @@ func findExternal(info postgres.Info, dataDir string, log *slog.Logger) []extern
 	f := externalFinder{log: log, seen: make(map[string]bool)}
 	f.dataDir = resolve(dataDir)
 	f.file("config_file", info.ConfigFile, nil, 0)
-	f.file("hba_file", info.HBAFile, listFile, 0)
+	f.file("hba_file", info.HBAFile, listFile(), 0)
 	f.file("ident_file", info.IdentFile, nil, 0)
 	slices.SortFunc(f.found, func(a, b external) int { return strings.Compare(a.path, b.path) })
 	return f.found
@@ -45,11 +46,13 @@ type externalFinder struct {
 
 // includeLine is a line that includes other files: in the main file the value may be quoted and follow an equals sign
 // (guc-file.l); in the two others, from PostgreSQL 16 on, it is a token, which may be quoted (hba.c).
-var includeLine = regexp.MustCompile(`(?i)^\s*(include|include_if_exists|include_dir)[\s=]+(?:'((?:[^']|'')*)'|"([^"]*)"|([^\s#'"]+))`)
+var includeLine = sync.OnceValue(func() *regexp.Regexp {
+	return regexp.MustCompile(`(?i)^\s*(include|include_if_exists|include_dir)[\s=]+(?:'((?:[^']|'')*)'|"([^"]*)"|([^\s#'"]+))`)
+})
 
 // listFile is a file that a list of databases or users in pg_hba.conf stands in, or another such file: @ and its name, which
 // may be quoted (next_token and tokenize_inc_file in src/backend/libpq/hba.c). Without it the server does not start.
-var listFile = regexp.MustCompile(`(?:^|[\s,])@(?:"([^"]+)"|([^\s,#"]+))`)
+var listFile = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`(?:^|[\s,])@(?:"([^"]+)"|([^\s,#"]+))`) })
 
 // file takes in a file and what it names: by lines that include others, and by lists, unless that is nil.
 func (f *externalFinder) file(name, path string, lists *regexp.Regexp, depth int) {
@@ -94,7 +97,7 @@ func (f *externalFinder) includes(path, real string, lists *regexp.Regexp, depth
 				f.file("include", beside(path, m[1]+m[2]), lists, depth+1)
 			}
 		}
-		m := includeLine.FindStringSubmatch(lines.Text())
+		m := includeLine().FindStringSubmatch(lines.Text())
 		if m == nil {
 			continue
 		}

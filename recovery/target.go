@@ -10,6 +10,7 @@ import (
 	"unicode/utf8"
 
 	"pitr/internal/wal"
+	"sync"
 )
 
 // Kind says what names the moment to go back to.
@@ -174,13 +175,15 @@ func checkName(s string) error {
 	return nil
 }
 
-var timeText = regexp.MustCompile(`^(\d{4})-(\d\d)-(\d\d)[Tt ] *(\d\d):(\d\d)(?::(\d\d)(?:\.(\d+))?)? *(?:([Zz]|UTC|utc|GMT)|([+-])(\d\d)(?::?(\d\d))?(?::?(\d\d))?)?$`)
+var timeText = sync.OnceValue(func() *regexp.Regexp {
+	return regexp.MustCompile(`^(\d{4})-(\d\d)-(\d\d)[Tt ] *(\d\d):(\d\d)(?::(\d\d)(?:\.(\d+))?)? *(?:([Zz]|UTC|utc|GMT)|([+-])(\d\d)(?::?(\d\d))?(?::?(\d\d))?)?$`)
+})
 
 // ParseTime reads a moment as RFC 3339 or PostgreSQL write it. Without a zone it is UTC. It is exact: what has more
 // than the six digits of fraction that PostgreSQL's clock has is refused, and so are zones that are known by a name
 // only, which may mean anything.
 func ParseTime(s string) (time.Time, error) {
-	m := timeText.FindStringSubmatch(strings.TrimSpace(s))
+	m := timeText().FindStringSubmatch(strings.TrimSpace(s))
 	if m == nil {
 		return time.Time{}, fmt.Errorf("%q is not a time: want 2026-11-22T14:03:05+01:00 or '2026-11-22 14:03:05.123456+01'; without a zone it is UTC", s)
 	}

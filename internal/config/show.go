@@ -12,6 +12,7 @@ import (
 	"strings"
 
 	"github.com/goccy/go-yaml"
+	"sync"
 )
 
 //go:embed default.yaml
@@ -22,21 +23,24 @@ func DefaultFile() []byte { return bytes.Clone(defaultFile) }
 
 const mask = "********"
 
-// conninfoSecret finds the password in a connection string, as key=value or in a URL.
-var conninfoSecret = regexp.MustCompile(`(?i)((?:ssl)?password\s*=\s*)('(?:[^'\\]|\\.)*'|[^\s&]+)|(://[^:/@\s]*:)[^@\s]+(@)`)
+// conninfoSecret finds the password in a connection string, as key=value or in a URL. Like others that few commands need
+// it is made when it is asked for: the server starts this program for every segment, and waits for it.
+var conninfoSecret = sync.OnceValue(func() *regexp.Regexp {
+	return regexp.MustCompile(`(?i)((?:ssl)?password\s*=\s*)('(?:[^'\\]|\\.)*'|[^\s&]+)|(://[^:/@\s]*:)[^@\s]+(@)`)
+})
 
 // secretName is how names of settings look whose whole value is a secret.
-var secretName = regexp.MustCompile(`(?i)(password|passphrase|secret|token)`)
+var secretName = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`(?i)(password|passphrase|secret|token)`) })
 
 // Show writes what is in force as a file that Load would take, with secrets masked. Files that hold secrets are named,
 // not read.
 func Show(c Config) (string, error) {
 	c.Postgres.Parameters = maps.Clone(c.Postgres.Parameters)
 	for name, value := range c.Postgres.Parameters {
-		if secretName.MatchString(name) && name != "password_encryption" {
+		if secretName().MatchString(name) && name != "password_encryption" {
 			value = mask
 		}
-		c.Postgres.Parameters[name] = conninfoSecret.ReplaceAllString(value, "${1}${3}"+mask+"${4}")
+		c.Postgres.Parameters[name] = conninfoSecret().ReplaceAllString(value, "${1}${3}"+mask+"${4}")
 	}
 	text, err := yaml.MarshalWithOptions(c, yaml.IndentSequence(true))
 	if err != nil {

@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	"pitr/internal/wal"
+	"sync"
 )
 
 // BackupStart is where a backup begins.
@@ -84,9 +85,11 @@ type Label struct {
 }
 
 var (
-	labelStart      = regexp.MustCompile(`^START WAL LOCATION: ([0-9A-F]+/[0-9A-F]+) \(file [0-9A-F]{24}\)$`)
-	labelCheckpoint = regexp.MustCompile(`^CHECKPOINT LOCATION: ([0-9A-F]+/[0-9A-F]+)$`)
-	labelTimeline   = regexp.MustCompile(`^START TIMELINE: ([0-9]+)$`)
+	labelStart = sync.OnceValue(func() *regexp.Regexp {
+		return regexp.MustCompile(`^START WAL LOCATION: ([0-9A-F]+/[0-9A-F]+) \(file [0-9A-F]{24}\)$`)
+	})
+	labelCheckpoint = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`^CHECKPOINT LOCATION: ([0-9A-F]+/[0-9A-F]+)$`) })
+	labelTimeline   = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`^START TIMELINE: ([0-9]+)$`) })
 )
 
 // ParseLabel reads a backup_label (build_backup_content in src/backend/access/transam/xlogbackup.c, and before
@@ -102,9 +105,9 @@ func ParseLabel(data []byte) (Label, error) {
 		return m[1]
 	}
 	l := Label{Standby: lines[3] == "BACKUP FROM: standby"}
-	l.Start, errs[0] = wal.ParseLSN(field(labelStart, 0))
-	l.Checkpoint, errs[1] = wal.ParseLSN(field(labelCheckpoint, 1))
-	tli, err := strconv.ParseUint(field(labelTimeline, 6), 10, 32)
+	l.Start, errs[0] = wal.ParseLSN(field(labelStart(), 0))
+	l.Checkpoint, errs[1] = wal.ParseLSN(field(labelCheckpoint(), 1))
+	tli, err := strconv.ParseUint(field(labelTimeline(), 6), 10, 32)
 	if err == nil && tli == 0 {
 		err = errors.New("0 is no timeline")
 	}

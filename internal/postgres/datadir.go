@@ -15,6 +15,7 @@ import (
 
 	"pitr/internal/hint"
 	"pitr/internal/wal"
+	"sync"
 )
 
 const (
@@ -106,7 +107,7 @@ func findBinDir(ctx context.Context, major int, dirs []string) (string, error) {
 		"install PostgreSQL %d's server, or set postgres.bin_dir to the directory that holds its `postgres`", major)
 }
 
-var versionOutput = regexp.MustCompile(`\(PostgreSQL\) (\d+)`)
+var versionOutput = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`\(PostgreSQL\) (\d+)`) })
 
 // MajorOfBinDir returns the major version of the server program in dir, by asking it.
 func MajorOfBinDir(ctx context.Context, dir string) (int, error) {
@@ -117,7 +118,7 @@ func MajorOfBinDir(ctx context.Context, dir string) (int, error) {
 	if err != nil {
 		return 0, fmt.Errorf("ask %s for its version: %w", path, err)
 	}
-	m := versionOutput.FindSubmatch(out)
+	m := versionOutput().FindSubmatch(out)
 	if m == nil {
 		return 0, fmt.Errorf("ask %s for its version: it says %q", path, strings.TrimSpace(string(out)))
 	}
