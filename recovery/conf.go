@@ -14,6 +14,7 @@ import (
 
 	"pitr/basebackup"
 	"pitr/internal/postgres"
+	"sync"
 )
 
 // configDir is where configuration files from outside of the data directory go in a copy beside the server, each under
@@ -58,7 +59,7 @@ func (r *restorer) configure(ctx context.Context) error {
 	if err := postgres.EditAutoConf(r.dir, obsolete, settings); err != nil {
 		return err
 	}
-	if r.p.Destination.Start && !r.p.Destination.InPlace {
+	if r.p.Destination.Scratch() {
 		if err := r.configureScratch(ctx); err != nil {
 			return err
 		}
@@ -160,13 +161,15 @@ func (r *restorer) configureBeside() ([]postgres.Setting, error) {
 }
 
 // includeLine is a line that includes other files (guc-file.l).
-var includeLine = regexp.MustCompile(`(?i)^(\s*)(include_if_exists|include_dir|include)[\s=]+(?:'((?:[^']|'')*)'|([^\s#']+))`)
+var includeLine = sync.OnceValue(func() *regexp.Regexp {
+	return regexp.MustCompile(`(?i)^(\s*)(include_if_exists|include_dir|include)[\s=]+(?:'((?:[^']|'')*)'|([^\s#']+))`)
+})
 
 // relocate makes the include lines of a configuration file, which was in dir, name files of the copy.
 func (r *restorer) relocate(text []byte, dir string, known map[string]bool) ([]byte, error) {
 	var out bytes.Buffer
 	for line := range bytes.Lines(text) {
-		m := includeLine.FindSubmatchIndex(line)
+		m := includeLine().FindSubmatchIndex(line)
 		if m == nil {
 			out.Write(line)
 			continue
@@ -215,6 +218,10 @@ func (r *restorer) configureScratch(ctx context.Context) error {
 		return err
 	}
 	bin, err := r.programs(ctx, r.p.Backup.ServerVersion/10000)
+	if err != nil && !r.p.Destination.Start {
+		r.warn("whether it loads libraries that run jobs of their own can't be told: %v", err)
+		return nil
+	}
 	if err != nil {
 		return err
 	}

@@ -20,13 +20,12 @@ type Destination struct {
 	Tablespaces []Mapping `json:"-"`
 	Standby     bool      `json:"standby"`
 	Archive     bool      `json:"archive"` // what is restored may archive
-	// Start: the server is started, and, where not InPlace, as a scratch copy that touches nothing outside.
-	Start bool `json:"start"`
+	Start       bool      `json:"start"`   // the server is to be started
 	// Program and Config are the absolute paths of pitr and of its configuration file (empty: none), as the server is to
 	// call them.
 	Program string `json:"-"`
 	Config  string `json:"-"`
-	// SocketDir and Port are those of a scratch copy.
+	// SocketDir and Port are those of a copy that is Scratch, which has to have them.
 	SocketDir string `json:"socket_dir,omitempty"`
 	Port      int    `json:"port,omitempty"`
 }
@@ -56,6 +55,10 @@ func ParseMapping(s string) (Mapping, error) {
 	return Mapping{}, fmt.Errorf("--tablespace %q: want OLD=NEW", s)
 }
 
+// Scratch tells whether the copy touches nothing outside of its directory. One that archives, or follows as a standby, is
+// to be a server in its own right, unless it is started here, beside the one it comes from.
+func (d Destination) Scratch() bool { return !d.InPlace && (d.Start || !d.Archive && !d.Standby) }
+
 // tablespacesDir is where tablespaces go that are not mapped, in a copy that is not in place. PostgreSQL minds no
 // directory that it does not know.
 const tablespacesDir = "pitr_tablespaces"
@@ -65,11 +68,18 @@ type Layout struct {
 	Dir         string     `json:"dir"`
 	WALDir      string     `json:"wal_dir,omitempty"` // where pg_wal links to; empty: it is a directory
 	Tablespaces []Location `json:"tablespaces"`
+	// Restored: an earlier call has put everything into place, no server has opened it since, and nothing is to be copied;
+	// PID is that of its server, if that runs.
+	Restored bool `json:"restored"`
+	PID      int  `json:"pid,omitempty"`
 	// Replaces: something of the destination has to be removed first. Resumes: an earlier call of the same plan did not
 	// come to its end.
 	Replaces bool `json:"replaces"`
 	Resumes  bool `json:"resumes"`
 }
+
+// own tells whether a place belongs to the server that is waited for.
+func (l *Layout) own(at Place) bool { return l.PID != 0 && at.UsedBy == l.Dir }
 
 // Location is the place of a tablespace.
 type Location struct {
@@ -88,13 +98,22 @@ func (p *Plan) place(v View) error {
 		return err
 	}
 	p.judgeDir(at)
+	for _, n := range p.created {
+		if err := p.newTablespace(v, n, at); err != nil {
+			return err
+		}
+	}
 	if err := p.placeTablespaces(v, at); err != nil {
 		return err
 	}
 	if err := p.placeWAL(v, at); err != nil {
 		return err
 	}
-	p.judgeSpace(at)
+	if p.Layout.Restored {
+		p.Fetch, p.Write = 0, 0
+	} else {
+		p.judgeSpace(at)
+	}
 	if d.Start {
 		if err := v.Server(p.Backup.ServerVersion / 10000); err != nil {
 			return err
@@ -107,27 +126,48 @@ func (p *Plan) place(v View) error {
 func (p *Plan) judgeDir(at Place) {
 	d := p.Destination
 	name := d.Dir
+	const otherDir = "choose a directory that is empty or does not exist yet"
 	switch {
+	case at.PID != 0 && p.goesOn(at):
+		p.Layout.Restored, p.Layout.PID = true, at.PID
+		p.why("an earlier call has restored it on %s and started the server (process %d), which is waited for", formatTime(at.Marker.Created), at.PID)
+	case at.PID != 0 && !d.Start && (at.Stage == Begun || !d.InPlace) && at.Marker != nil && at.Marker.Call == p.call():
+		p.obstacle(true, "an earlier call has restored this: with --start the same command waits for the server", "a server runs in %s (process %d)", name, at.PID)
 	case at.PID != 0:
+		p.begunBy(at)
 		p.obstacle(true, fmt.Sprintf("stop it first, for example with `pg_ctl stop -D %s`, or restore beside it with --to", name), "a server runs in %s (process %d)", name, at.PID)
 	case at.UsedBy != "":
 		p.obstacle(true, "choose a directory of its own", "%s belongs to the server that runs in %s", name, at.UsedBy)
 	case at.Exists && !at.IsDir:
-		p.obstacle(true, "choose a directory that is empty or does not exist yet", "%s is not a directory", name)
+		p.obstacle(true, otherDir, "%s is not a directory", name)
 	case at.Ran && !d.InPlace:
-		p.obstacle(true, "choose a directory that is empty or does not exist yet", "a server has run on what was restored to %s", name)
+		p.obstacle(true, otherDir, "a server has run on what was restored to %s", name)
 	case at.Journal != nil && !at.Ran && at.Journal.same(p):
 		p.Layout.Resumes = true
 		p.why("an earlier restore of the same kind did not come to its end: what it wrote is kept where it is right")
 	case at.Journal != nil && !d.InPlace:
+		p.begunBy(at)
 		p.obstacle(true, "call that one again to finish it, or remove the directory",
 			"%s holds an unfinished restore of backup %s to %s", name, at.Journal.Backup, at.Journal.Target)
 	case at.Journal != nil && !at.Ran:
 		p.Layout.Replaces = true
 		p.why("an unfinished restore of backup %s in %s is replaced", at.Journal.Backup, name)
 	case !at.Exists || at.Empty:
+	case p.goesOn(at):
+		p.Layout.Restored = true
+		what := "a server has begun to recover, and goes on"
+		if at.Stage == Copied {
+			what = "no server has begun on it"
+		}
+		p.why("an earlier call has restored it on %s: %s", formatTime(at.Marker.Created), what)
+	case !d.InPlace && at.Stage == Ended:
+		p.obstacle(true, otherDir, "a server has been opened on what was restored to %s", name)
+	case !d.InPlace && at.Stage != Unknown:
+		p.begunBy(at)
+		p.obstacle(true, "start it with pg_ctl, call the command again that made it, or remove the directory",
+			"%s holds backup %s, restored to %s", name, at.Marker.Backup, at.Marker.Target)
 	case !d.InPlace:
-		p.obstacle(true, "choose a directory that is empty or does not exist yet", "%s is not empty", name)
+		p.obstacle(true, otherDir, "%s is not empty", name)
 	case !at.DataDir:
 		p.obstacle(true, "check `postgres.data_dir`; if it is right, empty the directory yourself", "%s holds files, and is no data directory of PostgreSQL", name)
 	case at.SystemID != 0 && at.SystemID != p.Backup.SystemID:
@@ -170,7 +210,8 @@ func (p *Plan) placeTablespaces(v View, at Place) error {
 		if err != nil {
 			return err
 		}
-		switch own := d.InPlace && slices.Contains(at.Links, l.Path); {
+		switch own := (d.InPlace || p.Layout.Restored) && slices.Contains(at.Links, l.Path); {
+		case p.Layout.own(place):
 		case place.UsedBy != "" || place.PID != 0:
 			p.obstacle(true, fmt.Sprintf("--tablespace %d=DIR puts it elsewhere", l.OID), "%s, for tablespace %q, belongs to the server that runs in %s", l.Path, l.Name, place.UsedBy)
 		case place.Exists && !place.IsDir:
@@ -219,7 +260,7 @@ func (p *Plan) placeWAL(v View, at Place) error {
 
 // newTablespace judges a tablespace that the replay creates: the server makes it where the WAL says, wherever that is,
 // and empties what it finds there (create_tablespace_directories in src/backend/commands/tablespace.c).
-func (p *Plan) newTablespace(v View, n NewTablespace) error {
+func (p *Plan) newTablespace(v View, n NewTablespace, at Place) error {
 	if n.Path == "" {
 		return nil // inside the data directory
 	}
@@ -228,15 +269,11 @@ func (p *Plan) newTablespace(v View, n NewTablespace) error {
 	if err != nil {
 		return err
 	}
-	at, err := v.Look(p.Destination.Dir)
-	if err != nil {
-		return err
-	}
 	what := fmt.Sprintf("the WAL up to the target creates tablespace %d (at %s), and the server makes it in %s, which no mapping changes", n.OID, n.LSN, path)
 	const advice = "restore from a backup that was taken after the tablespace was created, or on another machine"
-	own := p.Destination.InPlace && slices.Contains(at.Links, path)
+	own := (p.Destination.InPlace || p.Layout.Restored) && slices.Contains(at.Links, path)
 	switch {
-	case place.UsedBy != "":
+	case place.UsedBy != "" && !p.Layout.own(place):
 		p.obstacle(true, advice, "%s: a directory of the server that runs in %s", what, place.UsedBy)
 	case !place.Exists:
 		p.obstacle(true, "make an empty directory there that belongs to the server's user", "%s: it does not exist", what)

@@ -13,6 +13,9 @@ var (
 	ErrUnreachable = errors.New("target not reachable")
 	// ErrRefused says that going on would lose data, or disturb a server that runs.
 	ErrRefused = errors.New("refused")
+	// ErrOutdated is the ErrRefused of a plan from before something was archived that recovery would leave out. Nothing
+	// was touched, and a plan made anew has it.
+	ErrOutdated = fmt.Errorf("%w: the archive has grown since the plan was made", ErrRefused)
 )
 
 // Range is what can be reached on one timeline's history.

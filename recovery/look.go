@@ -58,6 +58,12 @@ func look(ctx context.Context, path string) (Place, error) {
 		// A directory that is to be replaced may well be damaged.
 		if c, err := postgres.ReadControl(ctx, path); err == nil {
 			p.SystemID = c.SystemID
+			if m, err := ReadMarker(path); err == nil && m != nil && p.Journal == nil {
+				p.Marker = m
+				if p.Stage, err = stage(path, m, c); err != nil {
+					return p, fmt.Errorf("look at %s: %w", path, err)
+				}
+			}
 		}
 	}
 	if p.DataDir || p.Journal != nil {

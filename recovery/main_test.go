@@ -46,6 +46,13 @@ func restoreInPlace(dir, config string) error {
 		return err
 	}
 	defer w.Close()
+	if _, err := w.ArchiveLeftovers(ctx, dir); err != nil {
+		return err
+	}
+	if w, err = recovery.Observe(ctx, archive.New(r, archive.Options{}), recovery.Surroundings{}); err != nil {
+		return err
+	}
+	defer w.Close()
 	p, err := recovery.MakePlan(w.View, recovery.Target{Action: recovery.Promote},
 		recovery.Destination{Dir: dir, InPlace: true, Program: os.Getenv(childEnv + "_PROGRAM"), Config: config})
 	if err != nil {

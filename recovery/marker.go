@@ -34,7 +34,9 @@ type Marker struct {
 	Archive bool   `json:"archive"`
 	Backup  string `json:"backup"`
 	Target  string `json:"target"`
-	Stop    Stop   `json:"stop"`
+	// Call tells restores apart that were asked for something else (Plan.call).
+	Call string `json:"call"`
+	Stop Stop   `json:"stop"`
 	// Timeline is the one recovered along, SegSize the size of a segment in bytes.
 	Timeline wal.Timeline   `json:"timeline"`
 	SegSize  int64          `json:"wal_segment_size"`

@@ -45,6 +45,12 @@ func (r *restorer) saveWAL(ctx context.Context) error {
 			aside = append(aside, f.name)
 		}
 	}
+	// Whoever has archived them, the plan may know nothing of it.
+	if archived := len(files) - len(aside); archived > 0 {
+		if err := r.planHolds(ctx, archived); err != nil {
+			return err
+		}
+	}
 	if len(aside) == 0 {
 		return nil
 	}
@@ -55,6 +61,24 @@ func (r *restorer) saveWAL(ctx context.Context) error {
 	}
 	r.report.Aside = to
 	r.warn("%d files of WAL that could not be archived (%s) are kept in %s", len(aside), why, to)
+	return nil
+}
+
+// planHolds makes sure that the plan is what it would be with what the archive holds by now.
+func (r *restorer) planHolds(ctx context.Context, archived int) error {
+	w, err := Observe(ctx, r.archive, Surroundings{BinDir: r.binDir, Spool: r.spool})
+	if err != nil {
+		return err
+	}
+	defer w.Close()
+	p, err := MakePlan(w.View, r.p.Target, r.p.Destination)
+	if err != nil {
+		return fmt.Errorf("plan anew with the WAL of the old directory: %w", err)
+	}
+	if p.Stop != r.p.Stop || p.Timeline != r.p.Timeline || p.Backup.ID != r.p.Backup.ID {
+		return hint.Wrap(fmt.Errorf("%w: %d files of WAL of %s were archived only now, and recovery would end at %s instead of %s",
+			ErrOutdated, archived, r.dir, r.p.Stop.LSN, p.Stop.LSN), "call the same command again")
+	}
 	return nil
 }
 

@@ -265,6 +265,13 @@ func TestConfigurationOutside(t *testing.T) {
 		t.Error("the copy wrote its process id outside of its directory")
 	}
 	// In place, what is missing is put back.
+	w, _, err := h.plan(recovery.Target{}, recovery.Destination{Dir: h.Dir, InPlace: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := w.ArchiveLeftovers(t.Context(), h.Dir); err != nil {
+		t.Fatal(err)
+	}
 	w, p, err := h.plan(recovery.Target{}, recovery.Destination{Dir: h.Dir, InPlace: true})
 	if err != nil {
 		t.Fatal(err)

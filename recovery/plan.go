@@ -48,6 +48,9 @@ type Plan struct {
 	Write       int64              `json:"write_bytes"`
 	Why         []string           `json:"why"`
 	Obstacles   []Obstacle         `json:"obstacles"`
+
+	created []NewTablespace // by the WAL to replay
+	earlier *earlier        // what another call for the target has left in the way
 }
 
 // Obstacle stands in the way, or is worth knowing before.
@@ -88,12 +91,27 @@ func (p *Plan) obstacle(fatal bool, advice, format string, args ...any) {
 // MakePlan resolves the target, chooses the backup, and proves that everything between is there: else ErrUnreachable, or
 // an error of the archive. What is wrong with the destination is listed in the plan's Obstacles; a plan with a fatal one
 // is still worth showing, and Plan.Err is the error of acting on it.
+//
+// Where an earlier call for the same target was killed, the plan is to go on with what it left: with the same backup if
+// there are newer ones by now, and with nothing to copy (Layout.Restored) if only the server had still to recover.
 func MakePlan(v View, t Target, d Destination) (*Plan, error) {
+	p, err := makePlan(v, t, t.String(), d)
+	if err != nil {
+		return nil, err
+	}
+	if again := p.continued(v); again != nil {
+		return again, nil
+	}
+	return p, nil
+}
+
+// makePlan plans for a target that was asked for in other words.
+func makePlan(v View, t Target, asked string, d Destination) (*Plan, error) {
 	h, err := v.timeline(t)
 	if err != nil {
 		return nil, err
 	}
-	p := &Plan{Target: t, Asked: t.String(), History: h, Timeline: h.Timeline, Destination: d}
+	p := &Plan{Target: t, Asked: asked, History: h, Timeline: h.Timeline, Destination: d}
 	if err := p.resolve(v, v.candidates(h, t.Backup)); err != nil {
 		if errors.Is(err, ErrUnreachable) {
 			if elsewhere := v.elsewhere(t, h); elsewhere != "" {
@@ -153,11 +171,7 @@ func (p *Plan) prove(v View) error {
 		return err
 	}
 	p.Last, p.LastCommit, p.noted, p.Replayed, p.InDoubt = s.last, s.lastCommit, s.noted, s.ended, s.inDoubt
-	for _, n := range s.tablespaces {
-		if err := p.newTablespace(v, n); err != nil {
-			return err
-		}
-	}
+	p.created = s.tablespaces
 	if b.BadPages > 0 {
 		p.obstacle(false, "`pitr backup show "+b.ID+"` lists them", "%d pages of the backup had wrong checksums on the server already", b.BadPages)
 	}

@@ -137,7 +137,7 @@ func TestSettings(t *testing.T) {
 		}
 		return strings.Join(append(s, p.Signal), "\n")
 	}
-	p := one(t, Destination{Dir: "/to", Config: "/etc/it's 100%"}, nil, nil)
+	p := one(t, Destination{Dir: "/to", Config: "/etc/it's 100%", SocketDir: "/run/x", Port: 5433}, nil, nil)
 	if got, want := text(p), `restore_command = '/usr/bin/pitr --config ''/etc/it''\\''''s 100%%'' wal fetch %f %p'
 recovery_end_command = ''
 archive_cleanup_command = ''
@@ -151,6 +151,16 @@ recovery_target_inclusive = 'on'
 recovery_target_action = 'promote'
 archive_mode = 'off'
 external_pid_file = 'pitr_external.pid'
+listen_addresses = ''
+unix_socket_directories = '/run/x'
+unix_socket_permissions = '0700'
+port = '5433'
+hba_file = '/to/pitr_scratch_hba.conf'
+ssl = 'off'
+logging_collector = 'off'
+log_destination = 'stderr'
+synchronous_standby_names = ''
+max_logical_replication_workers = '0'
 recovery.signal`; got != want {
 		t.Errorf("settings\n%s\nwant\n%s", got, want)
 	}
@@ -167,9 +177,14 @@ recovery_target_xid = ''
 standby.signal`; got != want {
 		t.Errorf("settings of a standby\n%s\nwant\n%s", got, want)
 	}
-	p = one(t, Destination{Dir: "/to", Start: true, SocketDir: "/run/x", Port: 5433}, nil, func(h *basebackup.Header) { h.ServerVersion = 140011 })
+	// Beside, but to be a server in its own right.
+	p = one(t, Destination{Dir: "/to", Archive: true}, nil, nil)
+	if got := text(p); !strings.HasSuffix(got, "recovery_target_action = 'promote'\nexternal_pid_file = 'pitr_external.pid'\nrecovery.signal") {
+		t.Errorf("settings of a copy that archives\n%s", got)
+	}
+	p = one(t, Destination{Dir: "/to", Archive: true, Start: true, SocketDir: "/run/x", Port: 5433}, nil, func(h *basebackup.Header) { h.ServerVersion = 140011 })
 	for _, want := range []string{"listen_addresses = ''", "unix_socket_directories = '/run/x'", "port = '5433'", "hba_file = '/to/pitr_scratch_hba.conf'",
-		"stats_temp_directory = 'pg_stat_tmp'", "max_logical_replication_workers = '0'", "synchronous_standby_names = ''", "archive_mode = 'off'"} {
+		"stats_temp_directory = 'pg_stat_tmp'", "max_logical_replication_workers = '0'", "synchronous_standby_names = ''"} {
 		if !slices.Contains(strings.Split(text(p), "\n"), want) {
 			t.Errorf("a scratch copy has no %s", want)
 		}

@@ -50,10 +50,12 @@ type Report struct {
 	Removed int64 `json:"removed_files"` // that did not belong to the backup
 	// PushedWAL are segments of the replaced directory that were archived first, Aside the directory that took those that
 	// could not be.
-	PushedWAL []string      `json:"pushed_wal,omitempty"`
-	Aside     string        `json:"wal_aside,omitempty"`
-	Took      time.Duration `json:"-"`
-	Warnings  []string      `json:"warnings,omitempty"`
+	PushedWAL []string `json:"pushed_wal,omitempty"`
+	Aside     string   `json:"wal_aside,omitempty"`
+	// Before is when an earlier call has put everything into place; nil: this one has.
+	Before   *time.Time    `json:"restored_before,omitempty"`
+	Took     time.Duration `json:"-"`
+	Warnings []string      `json:"warnings,omitempty"`
 }
 
 // restorer carries out one plan.
@@ -82,7 +84,8 @@ type oddMode struct {
 
 // Restore does what the plan says. It may be called again after any failure or kill, with a plan made anew: then it goes
 // on. Until it returns nil no server can start on the directory. It refuses (ErrRefused) what the plan could not know of,
-// and what a plan with fatal obstacles asks for.
+// and what a plan with fatal obstacles asks for. In place, WAL that only the old directory has is archived first, if it was
+// not (ArchiveLeftovers); what that changes of the plan is ErrOutdated, before anything is touched.
 //
 // What is damaged in the repository is an error (repo.ErrDamaged), found before a byte of it is written.
 func (w *World) Restore(ctx context.Context, p *Plan, o Options) (_ *Report, err error) {
@@ -126,6 +129,9 @@ func (r *restorer) restore(ctx context.Context) error {
 	defer unlock()
 	if err := r.lookAgain(ctx); err != nil {
 		return err
+	}
+	if r.p.Layout.Restored {
+		return errors.Join(r.again(), ctx.Err())
 	}
 	if r.p.Destination.InPlace && r.p.Layout.Replaces {
 		if err := r.saveWAL(ctx); err != nil {
@@ -244,13 +250,14 @@ func (r *restorer) lookAgain(ctx context.Context) error {
 		return err
 	}
 	fresh := *r.p
-	fresh.Layout.Replaces, fresh.Layout.Resumes = false, false
+	fresh.Layout.Replaces, fresh.Layout.Resumes, fresh.Layout.Restored, fresh.Layout.PID = false, false, false, 0
 	fresh.Obstacles, fresh.Why = nil, nil
 	fresh.judgeDir(now)
 	if err := fresh.Err(); err != nil {
 		return err
 	}
-	if fresh.Layout.Replaces && !r.p.Layout.Replaces || fresh.Layout.Resumes != r.p.Layout.Resumes {
+	if fresh.Layout.Replaces && !r.p.Layout.Replaces || fresh.Layout.Resumes != r.p.Layout.Resumes ||
+		fresh.Layout.Restored != r.p.Layout.Restored || fresh.Layout.PID != r.p.Layout.PID {
 		return refused("%s has changed since the plan was made", r.dir)
 	}
 	return nil
@@ -291,11 +298,7 @@ func (r *restorer) finish(ctx context.Context, enter func(string) error) error {
 	if err := r.syncer.sync(ctx); err != nil {
 		return err
 	}
-	marker := Marker{
-		Format: markerFormat, SystemID: r.p.Backup.SystemID, Archive: r.p.Destination.Archive, Backup: r.p.Backup.ID,
-		Target: r.p.Asked, Stop: r.p.Stop, Timeline: r.p.Timeline, SegSize: r.p.Backup.WALSegSize, Path: r.p.Path,
-		Standby: r.p.Destination.Standby, Created: r.o.Now().UTC().Truncate(time.Second),
-	}
+	marker := r.p.marker(r.o.Now())
 	if err := r.own.writeDocument(filepath.Join(r.dir, MarkerFile), marker); err != nil {
 		return err
 	}

@@ -209,7 +209,7 @@ func (h *house) plan(target recovery.Target, d recovery.Destination) (*recovery.
 	}
 	h.t.Cleanup(func() { w.Close() })
 	d.Program, d.Config = h.program, h.config
-	if d.Start && !d.InPlace {
+	if d.Scratch() && d.Port == 0 {
 		d.SocketDir, d.Port = pgtest.TempDir(h.t), freePort(h.t)
 	}
 	if target.Action == "" {

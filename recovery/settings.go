@@ -48,7 +48,7 @@ func settings(p *Plan) ([]postgres.Setting, string, error) {
 
 	name, value := "recovery_target_lsn", p.Stop.LSN.String()
 	switch {
-	case d.Standby && p.Target.Kind == End:
+	case p.following():
 		name = "" // it goes on following
 	case p.Target.Kind == Immediate:
 		name, value = "recovery_target", "immediate"
@@ -85,8 +85,9 @@ func settings(p *Plan) ([]postgres.Setting, string, error) {
 	return s, signal, nil
 }
 
-// outside are the settings that keep a server beside another one from touching that one's files, and for a scratch copy
-// everything else outside of its directory.
+// outside are the settings that keep a server beside another one from touching that one's files, and a scratch copy from
+// touching anything else outside of its directory: it is not to stand in its parent's place on the network, nor to want
+// files for that.
 func outside(p *Plan) []postgres.Setting {
 	var s []postgres.Setting
 	add := func(name, value string) { s = append(s, postgres.Setting{Name: name, Value: value}) }
@@ -95,7 +96,7 @@ func outside(p *Plan) []postgres.Setting {
 	if p.Backup.ServerVersion < 150000 {
 		add("stats_temp_directory", "pg_stat_tmp") // Debian's is elsewhere
 	}
-	if !d.Start {
+	if !d.Scratch() {
 		return s
 	}
 	add("listen_addresses", "")

@@ -1,6 +1,7 @@
 package recovery
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -12,8 +13,8 @@ import (
 	"pitr/internal/wal"
 )
 
-// serverLog is where a server that Start starts writes its log, in its data directory.
-const serverLog = "pitr_server.log"
+// ServerLog is where a server that Start starts writes its log, in its data directory.
+const ServerLog = "pitr_server.log"
 
 // Started tells how far a restored server came.
 type Started struct {
@@ -33,14 +34,22 @@ type Started struct {
 // open then, paused it answers queries, and told to shut down it has ended. A standby without a target only has to become
 // consistent. A recovery that ends anywhere else is an error, and the server is stopped again.
 //
-// user is the role to ask as. When ctx ends before, the server is stopped.
+// user is the role to ask as. When ctx ends before, the server is stopped. One that an earlier call has started and that
+// runs (Layout.PID) is waited for, and left running in any case.
 func (w *World) Start(ctx context.Context, p *Plan, user string) (*Started, error) {
 	began := time.Now()
 	bin, err := w.programs(ctx, p.Backup.ServerVersion/10000)
 	if err != nil {
 		return nil, err
 	}
-	s := &Started{Last: p.Last, Log: filepath.Join(p.Layout.Dir, serverLog), BinDir: bin}
+	s := &Started{Last: p.Last, Log: filepath.Join(p.Layout.Dir, ServerLog), BinDir: bin}
+	if p.Layout.PID != 0 {
+		if err := w.follow(ctx, p, user, s); err != nil {
+			return nil, hint.Wrap(err, "%s", cmp.Or(hint.Of(err), "the whole log is "+s.Log))
+		}
+		s.Took = time.Since(began)
+		return s, nil
+	}
 	proc, err := postgres.Start(ctx, postgres.StartConfig{BinDir: bin, DataDir: p.Layout.Dir, LogFile: s.Log})
 	if exit, ok := errors.AsType[*postgres.ExitError](err); ok {
 		if exit.Code == 0 && p.Target.Action == Shutdown {
@@ -52,7 +61,22 @@ func (w *World) Start(ctx context.Context, p *Plan, user string) (*Started, erro
 		return nil, err
 	}
 	s.PID = proc.PID()
-	err = w.await(ctx, p, proc, user, s)
+	err = w.await(ctx, p, user, s, func() (error, bool) {
+		select {
+		case <-proc.Done():
+		default:
+			return nil, false
+		}
+		exit, err := proc.Wait(ctx)
+		if err != nil {
+			return err, true
+		}
+		s.PID = 0
+		if exit.Code == 0 && p.Target.Action == Shutdown {
+			return w.confirmShutdown(ctx, p, s), true
+		}
+		return hint.Wrap(fmt.Errorf("recovery failed: %w", exit), "the whole log is %s", s.Log), true
+	})
 	if err != nil {
 		stop, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Minute)
 		defer cancel()
@@ -62,35 +86,18 @@ func (w *World) Start(ctx context.Context, p *Plan, user string) (*Started, erro
 	return s, nil
 }
 
-// await polls the server until it has done what it was told to.
-func (w *World) await(ctx context.Context, p *Plan, proc *postgres.Process, user string, s *Started) error {
-	post, err := postgres.ReadPostmaster(p.Layout.Dir)
-	if err != nil {
-		return err
-	}
-	s.Port, s.SocketDir = post.Port, post.SocketDir
-	cfg := postgres.Config{DataDir: p.Layout.Dir, BinDir: s.BinDir, Host: post.SocketDir, Port: post.Port, User: user}
-	if cfg.Host == "" {
-		cfg.Host = post.Listen
-	}
+// await polls the server until it has done what it was told to, or ended tells that it is gone, and with what error.
+func (w *World) await(ctx context.Context, p *Plan, user string, s *Started, ended func() (error, bool)) error {
 	tick := time.NewTicker(50 * time.Millisecond)
 	defer tick.Stop()
 	for {
-		done, err := ask(ctx, cfg, p, s)
-		if done {
+		if done, err := ask(ctx, p, user, s); done {
+			return err
+		}
+		if err, gone := ended(); gone {
 			return err
 		}
 		select {
-		case <-proc.Done():
-			exit, werr := proc.Wait(ctx)
-			if werr != nil {
-				return werr
-			}
-			s.PID = 0
-			if exit.Code == 0 && p.Target.Action == Shutdown {
-				return w.confirmShutdown(ctx, p, s)
-			}
-			return hint.Wrap(fmt.Errorf("recovery failed: %w", exit), "the whole log is %s", s.Log)
 		case <-ctx.Done():
 			return ctx.Err()
 		case <-tick.C:
@@ -99,7 +106,13 @@ func (w *World) await(ctx context.Context, p *Plan, proc *postgres.Process, user
 }
 
 // ask looks once. What it can't find out it does not count as an error: the server may be ending recovery, or itself.
-func ask(ctx context.Context, cfg postgres.Config, p *Plan, s *Started) (bool, error) {
+func ask(ctx context.Context, p *Plan, user string, s *Started) (bool, error) {
+	post, err := postgres.ReadPostmaster(p.Layout.Dir)
+	if err != nil || post.Port == 0 || post.SocketDir == "" && post.Listen == "" {
+		return false, nil // with nothing to go by, another server would answer
+	}
+	s.Port, s.SocketDir = post.Port, post.SocketDir
+	cfg := postgres.Config{DataDir: p.Layout.Dir, BinDir: s.BinDir, Host: cmp.Or(post.SocketDir, post.Listen), Port: post.Port, User: user}
 	conn, err := postgres.Connect(ctx, cfg)
 	if err != nil {
 		return false, nil
@@ -109,9 +122,11 @@ func ask(ctx context.Context, cfg postgres.Config, p *Plan, s *Started) (bool, e
 	if err != nil {
 		return false, nil
 	}
-	following := p.Destination.Standby && p.Target.Kind == End
 	switch {
-	case following:
+	case !at.InRecovery && (p.following() || p.Target.Action != Promote || at.Replayed == 0):
+		// By others: it was promoted, or started anew since.
+		return true, hint.Wrap(refused("the server that was restored to %s has been opened", p.Layout.Dir), "it is in use: stop it and remove the directory, or choose another one")
+	case p.following():
 	case p.Target.Action == Pause && !at.Paused, p.Target.Action == Promote && at.InRecovery, p.Target.Action == Shutdown:
 		return false, nil
 	}
@@ -120,7 +135,7 @@ func ask(ctx context.Context, cfg postgres.Config, p *Plan, s *Started) (bool, e
 		return false, nil
 	}
 	s.Replayed, s.Timeline = at.Replayed, info.Timeline
-	if following {
+	if p.following() {
 		return true, nil
 	}
 	return true, confirm(p, at)

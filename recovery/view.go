@@ -68,6 +68,9 @@ type Place struct {
 	Journal *Journal
 	// Ran: that restore had come so far that a server could start, and one has.
 	Ran bool
+	// Marker is that of a restore that came to its end here, and Stage how far its server came.
+	Marker *Marker
+	Stage  Stage
 	// UsedBy is a running server's data directory that this path belongs to: its own, or that of a tablespace or of its
 	// WAL; empty: none.
 	UsedBy string

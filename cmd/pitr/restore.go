@@ -47,8 +47,12 @@ func newRestore(a *app) *cobra.Command {
 		Long: "Bring a server back to a moment: put a base backup into place, and have the server replay the archived WAL up to the\n" +
 			"target. Without a target that is the end of the archive. Before anything is touched it is proven that all that is needed\n" +
 			"is there; the exit status is 4 if it is not, and 7 if data could be lost.\n\n" +
-			"With --to the restored server is a copy beside the running one. Without it, postgres.data_dir is replaced. Called again\n" +
-			"after it was interrupted, the same command goes on.",
+			"With --to the restored server is a copy beside the running one. It touches nothing of that: it has a socket of its own in\n" +
+			"DIR, no TCP and no TLS, and lets in its own user only; settings at the end of postgresql.auto.conf say so. With --archive on\n" +
+			"or --standby, but without --start, it keeps the network settings of its parent instead. Without --to, postgres.data_dir is\n" +
+			"replaced.\n\n" +
+			"Called again after it was interrupted, the same command goes on. What is copied is not copied again until the server has\n" +
+			"been opened (in place, --delta compares it once more), and with --start a server that recovers already is waited for.",
 		Example: "  pitr restore --to /var/lib/postgresql/copy --target-time '2026-11-22 14:03:05+01' --start\n" +
 			"  pitr restore --target-name before_migration --plan",
 		Args: cobra.NoArgs,
@@ -138,17 +142,33 @@ func (a *app) restore(c *cobra.Command, f restoreFlags) (err error) {
 			return err
 		}
 	}
+	err = a.planAndAct(ctx, e, ar, target, d, f)
+	if errors.Is(err, recovery.ErrOutdated) {
+		a.log().Info("the plan is made anew", "because", err.Error())
+		f.yes = true // that was answered
+		err = a.planAndAct(ctx, e, ar, target, d, f)
+	}
+	return err
+}
+
+// planAndAct makes the plan from what the archive holds now, and carries it out or shows it.
+func (a *app) planAndAct(ctx context.Context, e *env, ar *archive.Archive, target recovery.Target, d recovery.Destination, f restoreFlags) (err error) {
 	w, err := recovery.Observe(ctx, ar, recovery.Surroundings{BinDir: e.Postgres.BinDir})
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, w.Close()) }()
-	if d.Start && !d.InPlace {
+	inUse := false
+	if d.Scratch() {
 		remove, err := scratchPlace(&d)
 		if err != nil {
 			return err
 		}
-		defer func() { remove(err != nil || f.plan) }()
+		defer func() {
+			if !inUse {
+				remove()
+			}
+		}()
 	}
 	p, err := recovery.MakePlan(w.View, target, d)
 	if err != nil {
@@ -168,7 +188,26 @@ func (a *app) restore(c *cobra.Command, f restoreFlags) (err error) {
 	if err := a.confirmReplace(p, f.yes); err != nil {
 		return err
 	}
-	return a.act(ctx, e, w, p, f)
+	began := time.Now()
+	report, err := a.copy(ctx, e, w, p, f)
+	if err != nil {
+		return err
+	}
+	inUse = p.Layout.PID == 0 // its settings name it
+	res := restoreResult{Plan: p, Report: report}
+	if f.start {
+		if p.Layout.PID != 0 {
+			a.log().Info("an earlier call has started the server, which is waited for", "directory", p.Layout.Dir, "process", p.Layout.PID)
+		}
+		if res.Started, err = w.Start(ctx, p, e.Postgres.User); err != nil {
+			return err
+		}
+	}
+	res.Seconds = time.Since(began).Seconds()
+	if f.asJSON {
+		return a.printJSONDocument(res)
+	}
+	return a.print(resultText(&res, e.Postgres.User))
 }
 
 func firstHint(err error, otherwise string) string {
@@ -195,8 +234,8 @@ func (e *env) destination(d *recovery.Destination, to string) (err error) {
 }
 
 // scratchPlace gives a scratch copy a free port and a directory for its socket: its own, unless that makes too long a path.
-// The function returned removes the directory again if nothing came of it.
-func scratchPlace(d *recovery.Destination) (remove func(failed bool), err error) {
+// The function returned removes the directory again, for when nothing came of it.
+func scratchPlace(d *recovery.Destination) (remove func(), err error) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		return nil, fmt.Errorf("find a free port: %w", err)
@@ -206,17 +245,13 @@ func scratchPlace(d *recovery.Destination) (remove func(failed bool), err error)
 		return nil, fmt.Errorf("find a free port: %w", err)
 	}
 	if d.SocketDir = d.Dir; recovery.SocketFits(d.SocketDir, d.Port) {
-		return func(bool) {}, nil
+		return func() {}, nil
 	}
 	if d.SocketDir, err = os.MkdirTemp("", "pitr-socket-"); err != nil {
 		return nil, fmt.Errorf("make a directory for the socket: %w", err)
 	}
 	dir := d.SocketDir
-	return func(failed bool) {
-		if failed {
-			_ = os.Remove(dir) // empty; what stays does no harm
-		}
-	}, nil
+	return func() { _ = os.Remove(dir) }, nil // empty; what stays does no harm
 }
 
 // archiveLeftovers archives what the old directory's pg_wal still has, so that it can be restored as well. What can't be
@@ -261,8 +296,8 @@ type restoreResult struct {
 	Seconds float64           `json:"seconds"`
 }
 
-func (a *app) act(ctx context.Context, e *env, w *recovery.World, p *recovery.Plan, f restoreFlags) error {
-	began := time.Now()
+// copy puts everything into place.
+func (a *app) copy(ctx context.Context, e *env, w *recovery.World, p *recovery.Plan, f restoreFlags) (*recovery.Report, error) {
 	o := recovery.Options{Workers: e.Backup.Workers, Log: a.log()}
 	if f.workers > 0 {
 		o.Workers = f.workers
@@ -275,7 +310,7 @@ func (a *app) act(ctx context.Context, e *env, w *recovery.World, p *recovery.Pl
 	}
 	if p.Destination.SocketDir != "" && p.Destination.SocketDir != p.Layout.Dir && o.Owner != nil {
 		if err := os.Chown(p.Destination.SocketDir, int(o.Owner.UID), int(o.Owner.GID)); err != nil {
-			return err
+			return nil, err
 		}
 	}
 	m := a.newMeter()
@@ -287,22 +322,7 @@ func (a *app) act(ctx context.Context, e *env, w *recovery.World, p *recovery.Pl
 		}
 		m.set("restoring", at.Bytes, at.Total)
 	}
-	report, err := w.Restore(ctx, p, o)
-	m.close()
-	if err != nil {
-		return err
-	}
-	res := restoreResult{Plan: p, Report: report}
-	if f.start {
-		if res.Started, err = w.Start(ctx, p, e.Postgres.User); err != nil {
-			return err
-		}
-	}
-	res.Seconds = time.Since(began).Seconds()
-	if f.asJSON {
-		return a.printJSONDocument(res)
-	}
-	return a.print(resultText(&res, e.Postgres.User))
+	return w.Restore(ctx, p, o)
 }
 
 // planText is a plan for people.
@@ -316,10 +336,16 @@ func planText(p *recovery.Plan) string {
 	line("last commit", "%s", momentText(p.LastCommit))
 	line("timeline", "%d", p.Timeline)
 	line("backup", "%s, %s, finished %s", p.Backup.ID, p.Backup.Type, p.Backup.Finished.UTC().Format(time.RFC3339))
-	line("fetch", "%s, to write %s in %d files", size(p.Fetch), size(p.Write), p.Backup.Files)
+	if !p.Layout.Restored {
+		line("fetch", "%s, to write %s in %d files", size(p.Fetch), size(p.Write), p.Backup.Files)
+	}
 	line("WAL", "%d segments (%s), %s; %d transactions", p.Segments, size(p.Segments*p.Backup.WALSegSize), p.SegmentRange(), p.Replayed)
 	where := "new"
 	switch {
+	case p.Layout.PID != 0:
+		where = "restored already, the server runs"
+	case p.Layout.Restored:
+		where = "restored already"
 	case p.Layout.Resumes:
 		where = "to be completed"
 	case p.Layout.Replaces && p.Destination.Delta:
@@ -368,12 +394,19 @@ func shellWord(s string) string {
 func resultText(r *restoreResult, user string) string {
 	var b strings.Builder
 	line := func(format string, args ...any) { b.WriteString(printable(fmt.Sprintf(format, args...)) + "\n") }
-	p, rep := r.Plan, r.Report
+	p, rep, d := r.Plan, r.Report, r.Plan.Destination
 	kept := ""
 	if rep.Kept > 0 {
 		kept = fmt.Sprintf(" (%s were right already)", size(rep.Kept))
 	}
-	line("restored backup %s to %s: %d files, %s written%s in %s", p.Backup.ID, p.Layout.Dir, rep.Files, size(rep.Fetched), kept, rep.Took.Round(time.Millisecond))
+	if rep.Before != nil {
+		line("an earlier call, on %s, has restored backup %s to %s", rep.Before.UTC().Format(time.RFC3339), p.Backup.ID, p.Layout.Dir)
+		if d.InPlace {
+			line("with --delta every block is compared with the backup once more")
+		}
+	} else {
+		line("restored backup %s to %s: %d files, %s written%s in %s", p.Backup.ID, p.Layout.Dir, rep.Files, size(rep.Fetched), kept, rep.Took.Round(time.Millisecond))
+	}
 	for _, s := range rep.Warnings {
 		line("note: %s", s)
 	}
@@ -386,9 +419,18 @@ func resultText(r *restoreResult, user string) string {
 		line("note: %s", o.What)
 	}
 	s := r.Started
+	connect := func(host string, port int) {
+		line("connect with: psql -h %s -p %s -U %s", shellWord(host), strconv.Itoa(port), shellWord(user))
+	}
 	switch {
+	case s == nil && d.Scratch():
+		line("start it with: pg_ctl -D %s -l %s start", shellWord(p.Layout.Dir), shellWord(filepath.Join(p.Layout.Dir, recovery.ServerLog)))
+		connect(d.SocketDir, d.Port)
 	case s == nil:
 		line("start it with: pg_ctl -D %s start", shellWord(p.Layout.Dir))
+		if !d.InPlace {
+			line("port, addresses and files outside of the directory are as the configuration that was backed up names them: beside its parent, change them first")
+		}
 	case s.PID == 0:
 		line("the server has reached the target at %s and shut down", s.Replayed)
 	default:
@@ -397,10 +439,13 @@ func resultText(r *restoreResult, user string) string {
 		if host == "" {
 			host = "localhost"
 		}
-		line("connect with: psql -h %s -p %s -U %s", shellWord(host), strconv.Itoa(s.Port), shellWord(user))
+		connect(host, s.Port)
 		line("stop it with: %s -D %s stop", shellWord(filepath.Join(s.BinDir, "pg_ctl")), shellWord(p.Layout.Dir))
 	}
-	if !p.Destination.Archive {
+	if d.Scratch() {
+		line("it is a copy apart: a socket of its own and no TCP, by settings at the end of %s", shellWord(filepath.Join(p.Layout.Dir, postgres.AutoConf)))
+	}
+	if !d.Archive {
 		line("it archives nothing (--archive off)")
 	}
 	return b.String()
