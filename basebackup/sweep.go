@@ -273,8 +273,8 @@ func readSigns(ctx context.Context, r *repo.Repo, now time.Time) (map[string]sig
 }
 
 // Running returns what WAL the backups need that are being taken. Asked for after the coverage from which it is decided
-// which WAL goes, it misses none that any of that may be for: a backup says where it begins before the server ends the
-// segment that it begins in.
+// which WAL goes, and before the complete backups are listed, it misses none that any of that may be for: a backup says
+// where it begins before the server ends the segment that it begins in, and one that ends meanwhile is listed afterwards.
 func Running(ctx context.Context, r *repo.Repo, now time.Time) ([]archive.Need, error) {
 	signs, err := readSigns(ctx, r, now)
 	if err != nil {
