@@ -89,16 +89,25 @@ func (x *crashed) restore(ctx context.Context, b storage.Bucket, dir string, del
 	if err := w.Close(); err != nil {
 		return nil, nil, err
 	}
-	if w, err = observe(); err != nil {
-		return nil, nil, err
+	attempt := func() (_ *recovery.Plan, _ *recovery.Report, err error) {
+		w, err := observe()
+		if err != nil {
+			return nil, nil, err
+		}
+		defer w.Close()
+		p, err := recovery.MakePlan(w.View, recovery.Target{Action: recovery.Promote},
+			recovery.Destination{Dir: dir, InPlace: true, Delta: delta, Program: x.pitr, Config: "/nowhere"})
+		if err != nil {
+			return nil, nil, err
+		}
+		report, err := w.Restore(ctx, p, recovery.Options{Workers: 2})
+		return p, report, err
 	}
-	defer w.Close()
-	p, err := recovery.MakePlan(w.View, recovery.Target{Action: recovery.Promote},
-		recovery.Destination{Dir: dir, InPlace: true, Delta: delta, Program: x.pitr, Config: "/nowhere"})
-	if err != nil {
-		return nil, nil, err
+	p, report, err := attempt()
+	if errors.Is(err, recovery.ErrOutdated) {
+		// What could not be archived before the plan was made was archived after it.
+		return attempt()
 	}
-	report, err := w.Restore(ctx, p, recovery.Options{Workers: 2})
 	return p, report, err
 }
 
@@ -189,7 +198,7 @@ func TestRestoreFaults(t *testing.T) {
 		x.saved(what, b, dir)
 		a := mustOpen(t, b)
 		wholeWAL(t, what, a, false)
-		// What could not be archived before the plan was made is not replayed.
+		// What could not be archived is not replayed.
 		want := x.stored
 		if p.Stop.End >= x.whole {
 			want += " 3"
