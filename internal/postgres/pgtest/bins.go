@@ -20,6 +20,12 @@ type Bin struct {
 	Major int
 }
 
+// Has says whether the installation has a tool of its own. Some hold only what a server needs.
+func (b Bin) Has(tool string) bool {
+	_, err := os.Stat(filepath.Join(b.Dir, tool))
+	return err == nil
+}
+
 // Bins returns the installations to test with, oldest first: those that PITR_TEST_PG_BINDIRS lists, else the newest under
 // /usr/lib/postgresql. It fails the test if there is none, or if one can't be run.
 func Bins(t testing.TB) []Bin {
@@ -53,7 +59,7 @@ func Bins(t testing.TB) []Bin {
 // usual returns the newest of bins that has tools too, or the newest of all: tools refuse servers newer than they are.
 func usual(bins []Bin) Bin {
 	for _, bin := range slices.Backward(bins) {
-		if _, err := os.Stat(filepath.Join(bin.Dir, "pg_basebackup")); err == nil {
+		if bin.Has("pg_basebackup") {
 			return bin
 		}
 	}

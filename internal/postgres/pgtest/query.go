@@ -148,9 +148,8 @@ func (s *Server) TryRun(ctx context.Context, tool string, args ...string) (strin
 // tool returns the path of one of PostgreSQL's tools: the server's own, or, where its installation lacks that one, as
 // some do, that of the newest installation that has it.
 func (s *Server) tool(name string) string {
-	own := filepath.Join(s.Bin.Dir, name)
-	if _, err := os.Stat(own); err == nil {
-		return own
+	if s.Bin.Has(name) {
+		return filepath.Join(s.Bin.Dir, name)
 	}
 	if others, _ := filepath.Glob("/usr/lib/postgresql/*/bin/" + name); len(others) > 0 { // the pattern is right
 		// A longer version number is a newer one: 9 and 10.
