@@ -43,6 +43,9 @@ type TimelineRuns struct {
 	Written time.Time
 	// any holds the numbers under which there is anything at all.
 	any Runs
+	// lost are the segments that were archived and can't be fetched: nobody has chosen between their contents, or the one
+	// that was chosen is gone.
+	lost Runs
 }
 
 // Conflict is a name with several contents.
@@ -80,6 +83,11 @@ func (c *Coverage) timeline(tli wal.Timeline) *TimelineRuns {
 // (repo.ErrDamaged), since nothing could be said of what it leads to; one with several contents is
 // an error only for who asks for it, see Coverage.History.
 func (a *Archive) Coverage(ctx context.Context) (*Coverage, error) {
+	return a.coverage(ctx, func(uint64, object) {})
+}
+
+// coverage tells place of each segment, by number, which object holds it, or the beginning of it where that is all there is.
+func (a *Archive) coverage(ctx context.Context, place func(no uint64, o object)) (*Coverage, error) {
 	c := &Coverage{
 		SegSize:   a.segSize(),
 		Timelines: make(map[wal.Timeline]*TimelineRuns),
@@ -94,7 +102,7 @@ func (a *Archive) Coverage(ctx context.Context) (*Coverage, error) {
 		if len(now.resolved) > 0 {
 			settled[now.name] = now.resolved
 		}
-		err := a.cover(ctx, c, &now)
+		err := a.cover(ctx, c, &now, place)
 		now = contents{}
 		return err
 	}
@@ -159,7 +167,7 @@ func (c *Coverage) label(w repo.WALObject, size int64) error {
 }
 
 // cover takes in what lies under one name.
-func (a *Archive) cover(ctx context.Context, c *Coverage, have *contents) error {
+func (a *Archive) cover(ctx context.Context, c *Coverage, have *contents, place func(uint64, object)) error {
 	o, err := have.choose()
 	conflict := errors.Is(err, ErrConflict)
 	if conflict {
@@ -192,10 +200,17 @@ func (a *Archive) cover(ctx context.Context, c *Coverage, have *contents) error 
 		switch {
 		case err == nil:
 			t.Runs.add(no)
-		case !conflict && !errors.Is(err, ErrNotArchived) && !errors.Is(err, repo.ErrDamaged):
+			place(no, o)
+		case conflict || errors.Is(err, repo.ErrDamaged):
+			// A content that was chosen and is gone is missing like any other; Verify says more.
+			t.lost.add(no)
+		case !errors.Is(err, ErrNotArchived):
 			return err
+		default:
+			if o, err := have.longest(); err == nil { // who reads others is told why they can't be
+				place(no, o)
+			}
 		}
-		// A content that was chosen and is gone is missing like any other; Verify says more.
 	}
 	return nil
 }

@@ -61,7 +61,7 @@ func sketch(t *testing.T, text string) *Coverage {
 			switch {
 			case conflict:
 				c.Conflicts = append(c.Conflicts, Conflict{Name: wal.SegmentName(tli, r.First, mb), Archived: make([]repo.Digest, 2)})
-				tl.any = tl.any.with(r)
+				tl.any, tl.lost = tl.any.with(r), tl.lost.with(r)
 			case pruned:
 				tl.Pruned = tl.Pruned.with(r)
 			case strings.HasSuffix(word, "p"):
@@ -93,6 +93,8 @@ func TestGaps(t *testing.T) {
 		"pruned":                    {"1: 5-9 12 15-16\n1: -10-11 -13", "1:14-14"},
 		"pruned in the middle":      {"1: 1 9\n1: -3-5", "1:2-2 1:6-8"},
 		"conflict":                  {"1: 5-9 12\n1!: 10", "1:11-11"},
+		"conflict at the end":       {"1: 5-9\n1!: 10", ""},
+		"before a conflict":         {"1: 5-9\n1!: 12", "1:10-11"},
 		"fork":                      {"1: 5-10\n2 < 1@10.5: 10-14", ""},
 		"fork at a border":          {"1: 5-9\n2 < 1@10: 10-14", ""},
 		"before the fork":           {"1: 5-8\n2 < 1@10.5: 10-14", "1:9-9"},
@@ -164,6 +166,7 @@ func TestPath(t *testing.T) {
 		"the older of both":         {"1: 1-10\n2 < 1@10.25: 10\n3 < 2@10.5: 10-12", 3, 9, 10.3, "1:9-9 2:10-10"},
 		"conflict on the way":       {"1: 1-5 7-9\n1!: 6", 1, 4, 9, "1:4-5 conflict 1:6 from 6"},
 		"hole":                      {"1: 1-5 7-9", 1, 4, 9, "1:4-5 missing 1:6 from 6"},
+		"beginning of a conflict":   {"1: 1-5 6p\n1!: 6", 1, 4, 6.5, "1:4-5 conflict 1:6 from 6"},
 		"partial in the middle":     {"1: 1-5 6p 7-9", 1, 4, 9, "1:4-5 missing 1:6 from 6.5"},
 		"switch points that fall":   {"1: 1-20\n2 < 1@10.5: 10-14\n3 < 2@8.5: 8-9", 3, 5, 9.5, "1:5-7 3:8-9"},
 		"timeline without segments": {"1: 1-5", 7, 1, 3, "missing 7:1 from 1"},
@@ -222,6 +225,13 @@ func TestEnd(t *testing.T) {
 		"no segment of it yet":     {"1: 3-9\n2 < 1@5.5:", 2, 5.5},
 		"not up to the fork":       {"1: 3-4\n2 < 1@5.5:", 2, 5},
 		"the one in between":       {"1: 3-9\n2 < 1@5.5:\n3 < 2@6.5:", 3, 5.5},
+		// A segment of which nobody knows which content holds is part of the archive.
+		"conflict":                       {"1: 3-5\n1!: 6", 1, 7},
+		"conflicts":                      {"1: 3-5\n1!: 6\n1!: 7", 1, 8},
+		"conflict behind a hole":         {"1: 3-5\n1!: 8", 1, 9},
+		"conflict on the new timeline":   {"1: 3-9\n2 < 1@5.5:\n2!: 5", 2, 6},
+		"conflict on the one left":       {"1: 3-4\n1!: 5\n2 < 1@6.5:", 2, 6},
+		"conflict on the abandoned part": {"1: 3-5\n1!: 8\n2 < 1@5.5: 5", 2, 6},
 	} {
 		t.Run(name, func(t *testing.T) {
 			c := sketch(t, tc.archive)

@@ -49,8 +49,12 @@ func (a *Archive) Facts(ctx context.Context, path []Step, from wal.LSN) iter.Seq
 // into its segment, in the order of the path, but ahead of what was given, and from another
 // goroutine.
 func (a *Archive) Skim(ctx context.Context, path []Step, from wal.LSN, enough func(*wal.Index) bool) iter.Seq2[Fact, error] {
+	return factsOf(a.indexes(ctx, a.segments(ctx, path), from, enough), from)
+}
+
+func factsOf(pieces iter.Seq2[Piece, error], from wal.LSN) iter.Seq2[Fact, error] {
 	return func(yield func(Fact, error) bool) {
-		for p, err := range a.indexes(ctx, path, from, enough) {
+		for p, err := range pieces {
 			if err != nil {
 				yield(Fact{}, err)
 				return

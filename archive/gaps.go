@@ -75,13 +75,10 @@ func (c *Coverage) Gaps() []Gap {
 	return out
 }
 
-// end is where what must be there as whole segments ends: behind the last one that is, or before the
-// last partial one.
+// end is where what must be there as whole segments ends: behind the last one that was archived, or
+// before the last partial one.
 func (t *TimelineRuns) end(segSize int64) wal.LSN {
-	var end wal.LSN
-	if n := len(t.Runs); n > 0 {
-		end = wal.SegmentStart(t.Runs[n-1].Last+1, segSize)
-	}
+	end := t.wholeEnd(segSize)
 	for no := range t.Partials {
 		end = max(end, wal.SegmentStart(no, segSize))
 	}

@@ -26,12 +26,12 @@ type Piece struct {
 // ahead of the consumer. An index that is missing, or of a version that this pitr does not know, is
 // made from the segment, and so is a record that the indexes don't hold. The first error ends it.
 func (a *Archive) Indexes(ctx context.Context, path []Step) iter.Seq2[Piece, error] {
-	return a.indexes(ctx, path, 0, nil)
+	return a.indexes(ctx, a.segments(ctx, path), 0, nil)
 }
 
-// indexes is Indexes, but where the brief index of a segment is enough, that is given if it is
-// rolled up: see Skim.
-func (a *Archive) indexes(ctx context.Context, path []Step, from wal.LSN, enough func(*wal.Index) bool) iter.Seq2[Piece, error] {
+// indexes is Indexes of the path whose objects are given, but where the brief index of a segment is
+// enough, that is given if it is rolled up: see Skim.
+func (a *Archive) indexes(ctx context.Context, path iter.Seq2[object, error], from wal.LSN, enough func(*wal.Index) bool) iter.Seq2[Piece, error] {
 	return func(yield func(Piece, error) bool) {
 		var f follower
 		for p, err := range a.readAhead(ctx, a.briefly(ctx, path, from, enough), a.index) {

@@ -59,7 +59,7 @@ func (c *Coverage) Path(h wal.History, from, to wal.LSN) ([]Step, *Missing) {
 				next = last + 1
 				continue
 			}
-			if have.Partials[next] < min(to, wal.SegmentStart(next+1, c.SegSize)) {
+			if have.lost.Has(next) || have.Partials[next] < min(to, wal.SegmentStart(next+1, c.SegSize)) {
 				return steps, c.missing(w.tli, next)
 			}
 			steps = append(steps, Step{Timeline: w.tli, First: next, Last: next, Partial: true})
@@ -74,15 +74,17 @@ func (c *Coverage) missing(tli wal.Timeline, no uint64) *Missing {
 		Timeline: tli, Segment: wal.SegmentName(tli, no, c.SegSize),
 		Reachable: wal.SegmentStart(no, c.SegSize), Conflict: c.Conflicting(tli, no),
 	}
-	if t := c.Timelines[tli]; t != nil {
+	// The beginning of a segment with several contents is that of one of them.
+	if t := c.Timelines[tli]; t != nil && !t.lost.Has(no) {
 		m.Reachable = max(m.Reachable, t.Partials[no])
 	}
 	return m
 }
 
 // End returns the position up to which anything is archived along the history: the end of its
-// newest segment, or of what is archived of a partial one. Zero where nothing is. Whether the way
-// there is whole is for Path; where the records end, for the index of the last segment.
+// newest segment, or of what is archived of a partial one. Zero where nothing is. A segment that
+// can't be fetched, since nobody has chosen between its contents, counts: whether the way there is
+// whole is for Path; where the records end, for the index of the last segment.
 func (c *Coverage) End(h wal.History) wal.LSN {
 	tli, limit := h.Timeline, ^wal.LSN(0)
 	for i := len(h.Switches); i >= 0; i-- {
@@ -91,10 +93,7 @@ func (c *Coverage) End(h wal.History) wal.LSN {
 			begin = h.Switches[i-1].At
 		}
 		if t := c.Timelines[tli]; t != nil && begin < limit {
-			end := wal.LSN(0)
-			if n := len(t.Runs); n > 0 {
-				end = wal.SegmentStart(t.Runs[n-1].Last+1, c.SegSize)
-			}
+			end := t.wholeEnd(c.SegSize)
 			for _, p := range t.Partials {
 				end = max(end, p)
 			}
@@ -110,4 +109,15 @@ func (c *Coverage) End(h wal.History) wal.LSN {
 		tli = h.Switches[i-1].Timeline
 	}
 	return 0
+}
+
+// wholeEnd is where the newest of the whole segments ends, whether or not it can be fetched.
+func (t *TimelineRuns) wholeEnd(segSize int64) wal.LSN {
+	end := wal.LSN(0)
+	for _, runs := range []Runs{t.Runs, t.lost} {
+		if n := len(runs); n > 0 {
+			end = max(end, wal.SegmentStart(runs[n-1].Last+1, segSize))
+		}
+	}
+	return end
 }

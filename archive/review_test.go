@@ -73,6 +73,45 @@ func TestChosenContentIsGone(t *testing.T) {
 	}
 }
 
+// The archive ends behind its last segment also where that has several contents, or the one that was chosen is gone: who
+// wants everything must be told that it can't be had.
+func TestEndThatCannotBeRead(t *testing.T) {
+	ctx := context.Background()
+	c := wals(t, 1)
+	for name, spoil := range map[string]func(a *Archive, last string, d repo.Digest) error{
+		"conflict": func(a *Archive, last string, d repo.Digest) error {
+			d[0] ^= 1
+			return a.repo.Create(ctx, repo.SegmentKey(last, d), strings.NewReader("of a writer that raced"))
+		},
+		"chosen, and gone": func(a *Archive, last string, d repo.Digest) error {
+			return errors.Join(a.Resolve(ctx, last, d, "me"), a.repo.Delete(ctx, repo.SegmentKey(last, d)))
+		},
+	} {
+		a := c.archive(t, storagetest.Memory())
+		last := c.segments[2]
+		c.push(t, a, c.segments[0], c.segments[1], last)
+		if err := spoil(a, last, repo.DigestOf(c.read(t, last))); err != nil {
+			t.Fatal(err)
+		}
+		cov, err := a.Coverage(ctx)
+		if err != nil {
+			t.Fatal(err)
+		}
+		tli, no, err := wal.ParseSegmentName(last, cov.SegSize)
+		if err != nil {
+			t.Fatal(err)
+		}
+		h := wal.History{Timeline: tli}
+		if got, want := cov.End(h), wal.SegmentStart(no+1, cov.SegSize); got != want {
+			t.Errorf("%s: the archive ends at %s, want %s", name, got, want)
+		}
+		_, missing := cov.Path(h, wal.SegmentStart(no-2, cov.SegSize), cov.End(h))
+		if missing == nil || missing.Segment != last || missing.Conflict != (name == "conflict") || missing.Reachable != wal.SegmentStart(no, cov.SegSize) {
+			t.Errorf("%s: on the way there is missing %+v", name, missing)
+		}
+	}
+}
+
 // Pages that are right around records that are not: the server keeps no other copy, so it is archived, but nobody may
 // be told that all is well.
 func TestVerifyFindsWhatRecoveryCannotPass(t *testing.T) {

@@ -17,15 +17,15 @@ type wanted struct {
 	brief *wal.Index
 }
 
-// briefly gives the objects of a path, in order, and for those whose roll-up holds an index that is
+// briefly gives the objects of a path, which are in order, and for those whose roll-up holds an index that is
 // enough, that index. The listing alone says which objects there are. Brief indexes leave nothing
 // out that lies before from and nothing that could not be told from the pieces around: the first
 // segment always is to be read.
-func (a *Archive) briefly(ctx context.Context, path []Step, from wal.LSN, enough func(*wal.Index) bool) iter.Seq2[wanted, error] {
+func (a *Archive) briefly(ctx context.Context, path iter.Seq2[object, error], from wal.LSN, enough func(*wal.Index) bool) iter.Seq2[wanted, error] {
 	return func(yield func(wanted, error) bool) {
 		var s shelf
 		var before object
-		for o, err := range a.segments(ctx, path) {
+		for o, err := range path {
 			w := wanted{object: o}
 			if err == nil && enough != nil && before.key != "" {
 				if o.Timeline != s.timeline {

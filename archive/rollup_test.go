@@ -91,6 +91,10 @@ func wantSame(t *testing.T, a *Archive, path []Step, from wal.LSN) (skimmed int)
 	t.Helper()
 	ctx := context.Background()
 	all := tell(a.Facts(ctx, path, from))
+	l, err := a.Listing(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
 	seed := uint64(1)
 	for name, enough := range map[string]func(*wal.Index) bool{
 		"always": func(*wal.Index) bool { return true },
@@ -115,6 +119,9 @@ func wantSame(t *testing.T, a *Archive, path []Step, from wal.LSN) (skimmed int)
 					break
 				}
 			}
+		}
+		if name != "random" && !reflect.DeepEqual(tell(l.Skim(ctx, path, from, enough)), got) {
+			t.Errorf("%s from %s: another answer from the listing", name, from)
 		}
 		if name == "never" && len(got.skimmed) > 0 {
 			t.Errorf("skimmed without leave: %v", got.skimmed)
