@@ -198,6 +198,20 @@ func refused(cfg Config, why *pgconn.PgError, err error) error {
 	return err
 }
 
+// Refused tells whether a Connect failed because the server does not let the role in: it answers, and will answer the same
+// until somebody changes its access rules, its roles, its databases, or the password that pitr is given.
+func Refused(err error) bool {
+	pgErr, ok := errors.AsType[*pgconn.PgError](err)
+	if !ok {
+		return false
+	}
+	switch pgErr.Code {
+	case "3D000", "42501", "55000": // no such database, no right to connect to it, one that takes no connections
+		return true
+	}
+	return strings.HasPrefix(pgErr.Code, "28")
+}
+
 // whereInstead is the advice where nobody listens: mostly that no server runs, sometimes that it listens elsewhere.
 func whereInstead(cfg Config) string {
 	pid, running, err := Running(cfg.DataDir)

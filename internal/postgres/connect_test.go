@@ -104,6 +104,15 @@ HINT: allow role "missing" in the server's pg_hba.conf, for example by the first
 HINT: run pitr as the operating system user that pg_hba.conf lets in as role "pee" (for `+"`peer`"+`, the user of the same name), or change that line`)
 	expect(t, refusal(t, as("nosuch")), at+`"nosuch": FATAL: role "nosuch" does not exist (SQLSTATE 28000)
 HINT: set postgres.user to a role that exists and may log in`)
+	for user, want := range map[string]bool{"alone": true, "nosuch": true, "pass": true, "monitor": false} {
+		c, err := postgres.Connect(t.Context(), as(user))
+		if err == nil {
+			c.Close()
+		}
+		if got := postgres.Refused(err); got != want {
+			t.Errorf("%s: refused: %t (%v)", user, got, err)
+		}
+	}
 	expect(t, refusal(t, as("nologin")), at+`"nologin": FATAL: role "nologin" is not permitted to log in (SQLSTATE 28000)
 HINT: set postgres.user to a role that exists and may log in`)
 
@@ -136,6 +145,9 @@ func TestConnectTooMany(t *testing.T) {
 	s := pgtest.Start(t, pgtest.Options{NoFsync: true, Conf: map[string]string{"max_connections": "2", "superuser_reserved_connections": "0", "max_wal_senders": "0"}})
 	for range 2 {
 		connect(t, s.Config())
+	}
+	if _, err := postgres.Connect(t.Context(), s.Config()); err == nil || postgres.Refused(err) {
+		t.Errorf("too many count as a refusal: %v", err)
 	}
 	expect(t, refusal(t, s.Config()), fmt.Sprintf(`connect to PostgreSQL at %s/.s.PGSQL.%d as role "postgres": FATAL: sorry, too many clients already (SQLSTATE 53300)
 HINT: end sessions that are not needed, raise max_connections, or make role "postgres" a superuser, for whom superuser_reserved_connections are kept`, s.SocketDir, s.Port))

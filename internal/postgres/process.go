@@ -249,11 +249,22 @@ const lastLines = 15
 // lastWords returns the end of what a server logged since it began: in its log file from offset from on, and, where the
 // logging collector took over, in the newest file named by current_logfiles.
 func lastWords(c StartConfig, from int64, began time.Time) string {
-	words := tail(c.LogFile, from)
-	if path, ok := collectorLog(c.DataDir, began); ok {
-		words = append(words, tail(path, 0)...)
+	return strings.Join(logged(c, from, began, lastLines), "\n")
+}
+
+// LastLogged returns the last lines, at most n of them, that a server has logged which was started with this LogFile: there,
+// and where its logging collector writes as text, if it has written since the given time. It is for messages and for what
+// nothing but the log tells: what can't be read is left out.
+func LastLogged(dataDir, logFile string, since time.Time, n int) []string {
+	return logged(StartConfig{DataDir: dataDir, LogFile: logFile}, 0, since, n)
+}
+
+func logged(c StartConfig, from int64, since time.Time, n int) []string {
+	words := tail(c.LogFile, from, n)
+	if path, ok := collectorLog(c.DataDir, since); ok {
+		words = append(words, tail(path, 0, n)...)
 	}
-	return strings.Join(words[max(0, len(words)-lastLines):], "\n")
+	return words[max(0, len(words)-n):]
 }
 
 // collectorLog returns the file that the logging collector writes as text, if it has written since the given time.
@@ -278,9 +289,9 @@ func collectorLog(dataDir string, since time.Time) (string, bool) {
 	return "", false
 }
 
-// tail returns the last lines of the file at path that begin at offset from or later. It is for messages: what can't be
-// read is left out.
-func tail(path string, from int64) []string {
+// tail returns the last lines, at most n of them and at most 1 KiB for each, of the file at path that begin at offset from
+// or later. It is for messages: what can't be read is left out.
+func tail(path string, from int64, n int) []string {
 	f, err := os.Open(path)
 	if err != nil {
 		return nil
@@ -290,11 +301,10 @@ func tail(path string, from int64) []string {
 	if err != nil || info.Mode()&fs.ModeType != 0 {
 		return nil
 	}
-	const most = 16 << 10
-	begin := max(from, info.Size()-most)
+	begin := max(from, info.Size()-int64(n)<<10)
 	buf := make([]byte, max(0, info.Size()-begin))
-	n, _ := f.ReadAt(buf, begin)
-	text := strings.TrimRight(string(buf[:n]), "\n")
+	got, _ := f.ReadAt(buf, begin)
+	text := strings.TrimRight(string(buf[:got]), "\n")
 	if text == "" {
 		return nil
 	}
@@ -302,5 +312,5 @@ func tail(path string, from int64) []string {
 	if begin > from && len(lines) > 1 {
 		lines = lines[1:] // cut in the middle
 	}
-	return lines[max(0, len(lines)-lastLines):]
+	return lines[max(0, len(lines)-n):]
 }

@@ -24,7 +24,6 @@ import (
 
 	"pitr/archive"
 	"pitr/basebackup"
-	"pitr/internal/postgres"
 	"pitr/internal/postgres/pgtest"
 	"pitr/internal/repo"
 	"pitr/storage"
@@ -65,23 +64,6 @@ func content(s *pgtest.Server) string {
 		all = append(all, table+": "+pgtest.QueryOne[string](s, "SELECT count(*) || ' rows, ' || coalesce(sum(hashtextextended(x::text, 0)), 0) FROM "+table+" x"))
 	}
 	return strings.Join(all, "; ")
-}
-
-// intact checks the pages and the indexes of a server, which it stops.
-func intact(t *testing.T, s *pgtest.Server) {
-	t.Helper()
-	if _, err := os.Stat(filepath.Join(s.Bin.Dir, "pg_amcheck")); err == nil {
-		s.Run("pg_amcheck", "--all", "--install-missing", "--heapallindexed")
-	} else {
-		// An installation without contrib: the server compares the checksums of all pages that it reads.
-		for _, rel := range pgtest.Query[string](s, "SELECT oid::regclass::text FROM pg_class WHERE relkind IN ('r', 't', 'm') ORDER BY oid") {
-			pgtest.QueryOne[int64](s, "SELECT count(*) FROM "+rel)
-		}
-	}
-	s.Stop(postgres.Fast)
-	if out := s.Run("pg_checksums", "--check", s.Dir); !strings.Contains(out, "Bad checksums:  0") {
-		t.Errorf("pg_checksums: %s", out)
-	}
 }
 
 // open opens the archive and the repository that a bucket holds.

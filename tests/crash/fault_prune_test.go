@@ -315,7 +315,7 @@ func (x *retained) restores(t *testing.T, what string, l *lab) {
 	if got := notes(r); got != x.atBegin {
 		t.Errorf("%s: at the beginning of the window there are rows %q, want %q", what, got, x.atBegin)
 	}
-	intact(t, r)
+	r.CheckPages()
 	r = l.restore()
 	if got := notes(r); got != x.atEnd {
 		t.Errorf("%s: at the end there are rows %q, want %q", what, got, x.atEnd)

@@ -116,5 +116,5 @@ func TestPushFaults(t *testing.T) {
 	if got := content(r); got != want {
 		t.Errorf("restored %q, want %q", got, want)
 	}
-	intact(t, r)
+	r.CheckPages()
 }

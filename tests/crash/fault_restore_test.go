@@ -225,6 +225,6 @@ func TestRestoreFaults(t *testing.T) {
 		if got := notes(r); got != s.want {
 			t.Errorf("%s: rows %q, want %q", s.what, got, s.want)
 		}
-		intact(t, r)
+		r.CheckPages()
 	}
 }

@@ -101,5 +101,5 @@ func TestKilledArchiving(t *testing.T) {
 	if got := content(s); got != want {
 		t.Errorf("restored %q, want %q", got, want)
 	}
-	intact(t, s)
+	s.CheckPages()
 }

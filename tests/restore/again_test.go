@@ -74,7 +74,7 @@ func (s *site) killedLate(t *testing.T) {
 			if got := rows(c); got != want && (down || i != 1 || !strings.HasPrefix(want, got)) {
 				t.Errorf("%s: rows %q, want %q", what, got, want)
 			}
-			sound(t, c)
+			c.CheckPages()
 		}
 	}
 }

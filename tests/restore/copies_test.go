@@ -9,7 +9,6 @@ import (
 	"strings"
 	"testing"
 
-	"pitr/internal/postgres"
 	"pitr/internal/postgres/pgtest"
 )
 
@@ -182,24 +181,6 @@ func same(t *testing.T, got, want string) {
 		if !slices.Contains(other, line) {
 			t.Errorf("content differs: want %s", line)
 		}
-	}
-}
-
-// sound checks the indexes and then the pages of a server, which it stops for that.
-func sound(t *testing.T, s *pgtest.Server) {
-	t.Helper()
-	if _, err := os.Stat(filepath.Join(s.Bin.Dir, "pg_amcheck")); err != nil {
-		// An installation of the server alone: it compares the checksums of all pages that it reads.
-		for _, rel := range pgtest.Query[string](s, "SELECT oid::regclass::text FROM pg_class WHERE relkind IN ('r', 't', 'm') ORDER BY oid") {
-			pgtest.QueryOne[int64](s, "SELECT count(*) FROM "+rel)
-		}
-		s.Stop(postgres.Fast)
-		return
-	}
-	s.Run("pg_amcheck", "--all", "--install-missing", "--heapallindexed")
-	s.Stop(postgres.Fast)
-	if out := s.Run("pg_checksums", "--check", s.Dir); !strings.Contains(out, "Bad checksums:  0") {
-		t.Errorf("pg_checksums: %s", out)
 	}
 }
 

@@ -161,7 +161,7 @@ func testMissingSegment(t *testing.T, story *story) {
 		{[]string{"--backup", story.first}, "pitr: the end of the archive: target not reachable: segment SEGMENT is missing, and later WAL is archived: the end of the archive can't be reached from backup ID; "},
 		{[]string{"--backup", story.first, "--target-name", oddPoint}, "pitr: restore point \"it's \\\"b\\\"\\n% ü \\\\ $(x)\": target not reachable: it is not in the archived WAL that joins a backup, and segment SEGMENT is missing; "},
 		{[]string{"--backup", story.first, "--target-lsn", story.cLSN}, "pitr: WAL position LSN: target not reachable: segment SEGMENT, which lies before it, is missing; "},
-		{[]string{"--backup", story.first, "--target-time", stamp(story.c.at)}, "pitr: time TIME: target not reachable: no transaction ended after it before the gap at segment SEGMENT; "},
+		{[]string{"--backup", story.first, "--target-time", stamp(story.c.at)}, "pitr: time TIME: target not reachable: no transaction ended after it before segment SEGMENT, which is missing; "},
 	} {
 		r := s.pitr(t, append([]string{"restore", "--to", to}, x.args...)...)
 		if !strings.Contains(r.err, gap) {

@@ -70,7 +70,7 @@ func TestForks(t *testing.T) {
 				step{[]string{"--target-timeline", "current", "--backup", abandoned}, "1 2 old older", abandoned},
 			)
 			if mb == 64 {
-				sound(t, two.Server)
+				two.Server.CheckPages()
 				return
 			}
 			r := two.pitr(t, "restore", "--to", filepath.Join(two.base, "x"), "--target-name", "only here")
@@ -91,7 +91,7 @@ func TestForks(t *testing.T) {
 			check(three, step{nil, "1 2 new third end", third})
 			three.must(t, "wal", "verify")
 			three.must(t, "backup", "verify")
-			sound(t, three.Server)
+			three.Server.CheckPages()
 		})
 	}
 }

@@ -29,7 +29,7 @@ func testNames(t *testing.T, story *story) {
 	if got := rows(r.Server); got != "1 2" {
 		t.Errorf("rows %q, want 1 2", got)
 	}
-	sound(t, r.Server)
+	r.Server.CheckPages()
 
 	mapped := filepath.Join(s.base, "mapped "+odd)
 	to2 := filepath.Join(s.base, "other "+odd)

@@ -34,7 +34,7 @@ func TestPlaces(t *testing.T) {
 		if info, err := os.Lstat(filepath.Join(r.dir, "pg_wal")); err != nil || !info.IsDir() {
 			t.Errorf("pg_wal: %v, %v", info, err)
 		}
-		sound(t, r.Server)
+		r.Server.CheckPages()
 	})
 	t.Run("remapped", func(t *testing.T) {
 		base := pgtest.TempDir(t)
@@ -44,7 +44,7 @@ func TestPlaces(t *testing.T) {
 		if got := pgtest.Query[string](r.Server, "SELECT pg_tablespace_location(oid) FROM pg_tablespace WHERE spcname LIKE 'ts%' ORDER BY spcname"); len(got) != 2 || got[0] != a || got[1] != b {
 			t.Errorf("tablespaces at %q", got)
 		}
-		sound(t, r.Server)
+		r.Server.CheckPages()
 
 		to := filepath.Join(base, "copy")
 		for _, x := range []struct {
@@ -146,7 +146,7 @@ func (s *site) inPlace(t *testing.T, first string) {
 	}
 	s.start(t)
 	same(t, contents(t, s.Server), full)
-	sound(t, s.Server)
+	s.Server.CheckPages()
 
 	// Back to the first backup's end, killed in the middle, on a machine where everything is gone but the store.
 	for _, dir := range append([]string{s.Dir, s.WALDir}, s.Tablespaces...) {
@@ -199,5 +199,5 @@ func (s *site) inPlace(t *testing.T, first string) {
 		"HINT: a restored copy must not write into its parent's archive; restore with --archive on what is to replace the parent\n") {
 		t.Errorf("exit status %d: %s", r.code, r.err)
 	}
-	sound(t, s.Server)
+	s.Server.CheckPages()
 }

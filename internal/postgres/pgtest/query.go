@@ -14,6 +14,8 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+
+	"pitr/internal/postgres"
 )
 
 // Conn returns a connection string for the database postgres, as the superuser.
@@ -143,6 +145,26 @@ func (s *Server) TryRun(ctx context.Context, tool string, args ...string) (strin
 		err = fmt.Errorf("%s %q: %w\n%s", tool, args, err, stderr.String())
 	}
 	return string(out), err
+}
+
+// CheckPages checks the pages and the indexes of the server, with pg_amcheck and pg_checksums, and stops it. An installation
+// of the server alone compares the checksums of the pages of all tables, by reading them.
+func (s *Server) CheckPages() {
+	s.t.Helper()
+	if s.Bin.Has("pg_amcheck") {
+		s.Run("pg_amcheck", "--all", "--install-missing", "--heapallindexed")
+	} else {
+		for _, rel := range Query[string](s, "SELECT oid::regclass::text FROM pg_class WHERE relkind IN ('r', 't', 'm') ORDER BY oid") {
+			QueryOne[int64](s, "SELECT count(*) FROM "+rel)
+		}
+	}
+	s.Stop(postgres.Fast)
+	if !s.Bin.Has("pg_checksums") {
+		return
+	}
+	if out := s.Run("pg_checksums", "--check", s.Dir); !strings.Contains(out, "Bad checksums:  0") {
+		s.t.Errorf("pg_checksums: %s", out)
+	}
 }
 
 // tool returns the path of one of PostgreSQL's tools: the server's own, or, where its installation lacks that one, as
