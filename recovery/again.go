@@ -137,7 +137,7 @@ func (p *Plan) continued(v View) *Plan {
 
 // again does what is left of a restore whose files are in place: the archive may have grown, and the place for the socket
 // may be another.
-func (r *restorer) again() error {
+func (r *restorer) again(ctx context.Context) error {
 	old, err := ReadMarker(r.dir)
 	if err != nil {
 		return err
@@ -153,7 +153,10 @@ func (r *restorer) again() error {
 	replaced := func(name string) bool {
 		return obsolete(name, r.p.Destination.Standby) || slices.ContainsFunc(r.p.Settings, func(s postgres.Setting) bool { return s.Name == name })
 	}
-	return postgres.EditAutoConf(r.dir, replaced, r.p.Settings)
+	if err := postgres.EditAutoConf(r.dir, replaced, r.p.Settings); err != nil {
+		return err
+	}
+	return r.raiseParameters(ctx)
 }
 
 // marker is what tells the server's commands of the plan.
@@ -166,7 +169,8 @@ func (p *Plan) marker(created time.Time) Marker {
 }
 
 // follow waits for a server that an earlier call has started. It is left running, whatever comes of it.
-func (w *World) follow(ctx context.Context, p *Plan, user string, s *Started) error {
+func (v *watch) follow(ctx context.Context) error {
+	p, s := v.p, v.s
 	s.PID = p.Layout.PID
 	ended := func() (error, bool) {
 		_, running, err := postgres.Running(p.Layout.Dir)
@@ -174,15 +178,14 @@ func (w *World) follow(ctx context.Context, p *Plan, user string, s *Started) er
 			return err, err != nil
 		}
 		s.PID = 0
-		if p.Target.Action == Shutdown {
-			return w.confirmShutdown(ctx, p, s), true
+		if p.shutsDown() {
+			return v.confirmShutdown(ctx), true
 		}
 		return errors.New("recovery failed: the server that an earlier call had started has ended"), true
 	}
-	if err := w.await(ctx, p, user, s, ended); err != nil && s.PID != 0 {
-		return fmt.Errorf("wait for the server that runs in %s (process %d, which is left alone): %w", p.Layout.Dir, s.PID, err)
-	} else if err != nil {
+	err := v.await(ctx, ended)
+	if _, left := errors.AsType[*leftRunning](err); err == nil || left || s.PID == 0 {
 		return err
 	}
-	return nil
+	return fmt.Errorf("wait for the server that runs in %s (process %d, which is left alone): %w", p.Layout.Dir, s.PID, err)
 }

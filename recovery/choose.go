@@ -153,7 +153,11 @@ func (p *Plan) resolveEnd(v View, c []*basebackup.Header) error {
 		return err
 	}
 	if r.Gap != "" {
-		return p.unreachable(v, c, "segment %s is missing, and later WAL is archived: the end of the archive can't be reached from backup %s", r.Gap, b.ID)
+		later := ", and later WAL is archived"
+		if r.Conflict {
+			later = ""
+		}
+		return p.cutOff(v, c, r, "segment %s %s%s: the end of the archive can't be reached from backup %s", r.Gap, r.trouble(), later, b.ID)
 	}
 	return p.stopAtEnd(v, c, b, r)
 }
@@ -191,7 +195,7 @@ func (p *Plan) resolveImmediate(v View, c []*basebackup.Header) error {
 		return err
 	}
 	if !ok {
-		return p.unreachable(v, c, "the WAL behind %s, the end of backup %s, is not archived", b.StopLSN, b.ID)
+		return p.cutOff(v, c, r, "the WAL behind %s, the end of backup %s, is not archived%s", b.StopLSN, b.ID, r.behindGap())
 	}
 	p.Backup, p.Stop = b, next
 	p.What = fmt.Sprintf("at the end of backup %s, %s", b.ID, b.StopLSN)
@@ -220,7 +224,7 @@ func (p *Plan) resolveLSN(v View, c []*basebackup.Header) error {
 	}
 	if at > r.End {
 		if r.Gap != "" {
-			return p.unreachable(v, c, "segment %s, which lies before it, is missing", r.Gap)
+			return p.cutOff(v, c, r, "segment %s, which lies before it, %s", r.Gap, r.trouble())
 		}
 		return p.unreachable(v, c, "it lies behind the end of the archived WAL, %s", r.End)
 	}
@@ -230,7 +234,7 @@ func (p *Plan) resolveLSN(v View, c []*basebackup.Header) error {
 	}
 	if !ok {
 		if r.Gap != "" {
-			return p.unreachable(v, c, "the record there begins in segment %s, which is missing", r.Gap)
+			return p.cutOff(v, c, r, "the record there begins in segment %s, which %s", r.Gap, r.trouble())
 		}
 		last, some, err := v.LastRecord(r.Path)
 		if err != nil {
@@ -313,7 +317,7 @@ func (p *Plan) searchTime(v View, c []*basebackup.Header) (finding, error) {
 		case f.found && f.atEnd:
 			if r.Gap != "" {
 				// Transactions of earlier times may follow behind the gap.
-				return f, p.unreachable(v, c, "segment %s is missing, and it can't be told which transactions behind it ended before the target", r.Gap)
+				return f, p.cutOff(v, c, r, "segment %s %s, and it can't be told which transactions behind it ended before the target", r.Gap, r.trouble())
 			}
 			p.What = f.what
 			return f, p.stopAtEnd(v, c, b, r)
@@ -322,7 +326,7 @@ func (p *Plan) searchTime(v View, c []*basebackup.Header) (finding, error) {
 		case f.found:
 			continue // older
 		case r.Gap != "":
-			return f, p.unreachable(v, c, "no transaction ended after it before the gap at segment %s", r.Gap)
+			return f, p.cutOff(v, c, r, "no transaction ended after it before segment %s, which %s", r.Gap, r.trouble())
 		}
 		err = p.unreachable(v, c, "no transaction ended after it, and nothing of a later time is archived")
 		return f, hint.Wrap(err, "without a target everything archived is restored; if the server still runs, `SELECT pg_switch_wal()` there has its newest WAL archived")
@@ -334,15 +338,15 @@ func (p *Plan) searchTime(v View, c []*basebackup.Header) (finding, error) {
 // not end with the first success.
 func (p *Plan) searchBackwards(v View, c []*basebackup.Header) (finding, error) {
 	var best finding
-	gap := ""
+	var cut Reach // of the newest backup that does not lead to the end
 	until := wal.LSN(0)
 	for _, b := range slices.Backward(c) {
 		r, err := v.Reach(p.History, b.StartLSN)
 		if err != nil {
 			return finding{}, err
 		}
-		if r.Gap != "" && gap == "" {
-			gap = r.Gap
+		if r.Gap != "" && cut.Gap == "" {
+			cut = r
 		}
 		facts := v.Facts(r.Path, b.StartLSN, p.Target.enough)
 		if until != 0 {
@@ -375,8 +379,8 @@ func (p *Plan) searchBackwards(v View, c []*basebackup.Header) (finding, error) 
 		err := p.unreachable(v, c, "it was a subtransaction of %d", best.subOf.XID)
 		return best, hint.Wrap(err, "PostgreSQL knows top-level transactions only: --target-xid %d, whose %s is at %s (%s)",
 			best.subOf.XID, best.subOf.Kind, best.subOf.LSN, formatTime(best.subOf.Time))
-	case gap != "":
-		return best, p.unreachable(v, c, "it is not in the archived WAL that joins a backup, and segment %s is missing", gap)
+	case cut.Gap != "":
+		return best, p.cutOff(v, c, cut, "it is not in the archived WAL that joins a backup, and segment %s %s", cut.Gap, cut.trouble())
 	case p.Target.Kind == XID:
 		return best, p.unreachable(v, c, "no commit or abort of that number is archived")
 	}
@@ -426,7 +430,7 @@ func (v View) reachable(h wal.History, c []*basebackup.Header) (*Range, error) {
 	if err != nil {
 		return nil, err
 	}
-	r.End, r.Gap = reach.End, reach.Gap
+	r.End, r.Gap, r.Conflict = reach.End, reach.Gap, reach.Conflict
 	r.Last, err = v.latest(reach.Path, last.StartLSN)
 	return r, err
 }

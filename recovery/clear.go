@@ -3,12 +3,13 @@ package recovery
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
-	"slices"
 
 	"github.com/zeebo/xxh3"
+	"golang.org/x/sys/unix"
 
 	"pitr/basebackup"
 )
@@ -18,15 +19,18 @@ const lostFound = "lost+found"
 
 // clear takes away what does not belong: everything, or with keep what the backup does not have.
 func (r *restorer) clear(ctx context.Context, m *basebackup.Manifest) error {
-	for _, l := range r.p.Layout.Tablespaces {
-		if l.Path != "" {
-			if err := r.makeDir(l.Path, 0o700); err != nil {
-				return err
-			}
+	for _, dir := range r.p.outside() {
+		if err := r.makeDir(dir, 0o700); err != nil {
+			return err
+		}
+		if err := r.own.takeDir(dir); err != nil {
+			return err
 		}
 	}
-	if r.p.Layout.WALDir != "" {
-		if err := r.makeDir(r.p.Layout.WALDir, 0o700); err != nil {
+	// First, while the links still tell a later plan whose this is: pages left here would become part of the tablespace
+	// when its creation is replayed.
+	for _, dir := range r.p.createdDirs() {
+		if err := r.remove(ctx, filepath.Join(dir, versionDir(r.p.Backup))); err != nil {
 			return err
 		}
 	}
@@ -39,13 +43,15 @@ func (r *restorer) clear(ctx context.Context, m *basebackup.Manifest) error {
 	return nil
 }
 
-// clearAll empties the data directory, and what its links lead to as far as that is its own. The links' ends stay, and so
-// does a link in the place of pg_wal.
+// clearAll empties the data directory, and what the plan puts outside of it. The directories there stay, and so does a link
+// in the place of pg_wal. Where other links of the directory lead is not touched: it may be a clone of another one.
 func (r *restorer) clearAll(ctx context.Context) error {
-	spaces, walDir := links(r.dir)
-	for _, dir := range spaces {
+	for _, l := range r.p.Layout.Tablespaces {
 		// Other clusters may have directories of their own beside.
-		if err := r.remove(ctx, filepath.Join(dir, versionDir(r.p.Backup))); err != nil {
+		if l.Path == "" {
+			continue
+		}
+		if err := r.remove(ctx, filepath.Join(l.Path, versionDir(r.p.Backup))); err != nil {
 			return err
 		}
 	}
@@ -56,8 +62,8 @@ func (r *restorer) clearAll(ctx context.Context) error {
 	for _, e := range entries {
 		switch name := e.Name(); {
 		case name == JournalFile || name == lostFound:
-		case name == "pg_wal" && walDir != "":
-			if err := r.empty(ctx, walDir); err != nil {
+		case name == "pg_wal" && r.p.Layout.WALDir != "":
+			if err := r.empty(ctx, r.p.Layout.WALDir); err != nil {
 				return err
 			}
 		default:
@@ -86,7 +92,8 @@ func (r *restorer) empty(ctx context.Context, dir string) error {
 	return nil
 }
 
-// remove takes a file, or a directory with everything in it, away. Links are not followed.
+// remove takes a file, or a directory with everything in it, away. Links are not followed. Of a directory that is a mount
+// point only what is in it can be.
 func (r *restorer) remove(ctx context.Context, path string) error {
 	if err := ctx.Err(); err != nil {
 		return err
@@ -106,7 +113,7 @@ func (r *restorer) remove(ctx context.Context, path string) error {
 		r.report.Removed++
 	}
 	err = os.Remove(path)
-	if errors.Is(err, fs.ErrNotExist) {
+	if errors.Is(err, fs.ErrNotExist) || info.IsDir() && errors.Is(err, unix.EBUSY) {
 		return nil
 	}
 	return err
@@ -130,7 +137,19 @@ func (r *restorer) clearForeign(ctx context.Context, m *basebackup.Manifest) err
 			set.add(e.Path)
 		}
 	}
-	return r.foreign(ctx, set, r.dir, "")
+	if err := r.foreign(ctx, set, r.dir, ""); err != nil {
+		return err
+	}
+	// Whether the links are there yet, or still, or lead elsewhere, does not matter.
+	for _, l := range r.p.Layout.Tablespaces {
+		if l.Path == "" {
+			continue
+		}
+		if err := r.foreignIn(ctx, set, l.Path, fmt.Sprintf("pg_tblspc/%d", l.OID)); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // foreign does so in the directory dir, the entry path of which is entry ("" for the data directory).
@@ -151,12 +170,9 @@ func (r *restorer) foreign(ctx context.Context, set entrySet, dir, entry string)
 			continue
 		}
 		link := e.Type()&fs.ModeSymlink != 0
-		l, isSpace := r.tablespaceOf(path)
 		switch {
 		case !set.has(path):
 			err = r.remove(ctx, at)
-		case link && isSpace && readlink(at) == l.Path && l.Path != "":
-			err = r.foreignIn(ctx, set, l.Path, path)
 		case link && path == "pg_wal" && r.p.Layout.WALDir != "":
 			err = r.empty(ctx, r.p.Layout.WALDir) // WAL comes from the archive
 		case link:
@@ -192,14 +208,19 @@ func readlink(path string) string {
 
 // places are the directories whose file systems a restore writes to.
 func (r *restorer) places() []string {
-	p := []string{r.dir}
-	if r.p.Layout.WALDir != "" {
-		p = append(p, r.p.Layout.WALDir)
+	return append([]string{r.dir}, r.p.outside()...)
+}
+
+// outside are the directories that a plan fills or has filled beside the data directory, or under it under names of its own.
+func (p *Plan) outside() []string {
+	var dirs []string
+	if p.Layout.WALDir != "" {
+		dirs = append(dirs, p.Layout.WALDir)
 	}
-	for _, l := range r.p.Layout.Tablespaces {
+	for _, l := range p.Layout.Tablespaces {
 		if l.Path != "" {
-			p = append(p, l.Path)
+			dirs = append(dirs, l.Path)
 		}
 	}
-	return slices.Compact(p)
+	return append(dirs, p.createdDirs()...)
 }

@@ -7,14 +7,11 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-	"os/exec"
 	"path/filepath"
-	"regexp"
 	"strings"
 
 	"pitr/basebackup"
 	"pitr/internal/postgres"
-	"sync"
 )
 
 // configDir is where configuration files from outside of the data directory go in a copy beside the server, each under
@@ -59,6 +56,9 @@ func (r *restorer) configure(ctx context.Context) error {
 	if err := postgres.EditAutoConf(r.dir, obsolete, settings); err != nil {
 		return err
 	}
+	if err := r.raiseParameters(ctx); err != nil {
+		return err
+	}
 	if r.p.Destination.Scratch() {
 		if err := r.configureScratch(ctx); err != nil {
 			return err
@@ -79,6 +79,11 @@ func (r *restorer) configure(ctx context.Context) error {
 // configureInPlace puts back the files outside of the data directory that are missing. Those that are there are their
 // administrator's, who may have changed them for good reason since.
 func (r *restorer) configureInPlace() error {
+	within, err := r.accessFiles()
+	if err != nil {
+		return err
+	}
+	syntaxes := r.syntaxes(within...)
 	for _, c := range r.config {
 		_, err := os.Lstat(c.path)
 		if err == nil {
@@ -94,8 +99,33 @@ func (r *restorer) configureInPlace() error {
 			continue
 		}
 		r.warn("the configuration file %s was missing and is put back", c.path)
+		r.makeIncluded(syntaxes[c.path], c)
 	}
-	return nil
+	for _, c := range within {
+		r.makeIncluded(accessFile, c)
+	}
+	main := configFile{path: filepath.Join(r.dir, "postgresql.conf")}
+	main.text, err = os.ReadFile(main.path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil // it is outside
+	}
+	r.makeIncluded(settingsFile, main)
+	return err
+}
+
+// makeIncluded makes the directories that a file includes and that are missing. Nothing else of a backup has those that were
+// empty, without which the server does not start.
+func (r *restorer) makeIncluded(x syntax, c configFile) {
+	for line := range bytes.Lines(c.text) {
+		for _, m := range x.mentions(line, r.major()) {
+			if m.verb != "include_dir" {
+				continue
+			}
+			if err := r.makeDir(m.beside(filepath.Dir(c.path)), 0o755); err != nil {
+				r.warn("%s includes a directory that is missing and can't be made: %v", c.path, err)
+			}
+		}
+	}
 }
 
 // configureBeside makes a configuration in the data directory that names nothing outside of it, and returns settings that
@@ -106,13 +136,27 @@ func (r *restorer) configureBeside() ([]postgres.Setting, error) {
 	for _, c := range r.config {
 		known[c.path] = true
 	}
+	within, err := r.accessFiles()
+	if err != nil {
+		return nil, err
+	}
+	syntaxes := r.syntaxes(within...)
+	for _, c := range within {
+		text, err := r.relocate(accessFile, c.text, r.dir, known)
+		if err == nil && !bytes.Equal(text, c.text) {
+			err = r.own.writeFile(c.path, text, 0o600)
+		}
+		if err != nil {
+			return nil, err
+		}
+	}
 	main := ""
 	for _, c := range r.config {
 		at := filepath.Join(r.dir, configDir, c.path)
 		if err := r.makeDir(filepath.Dir(at), 0o700); err != nil {
 			return nil, err
 		}
-		text, err := r.relocate(c.text, filepath.Dir(c.path), known)
+		text, err := r.relocate(syntaxes[c.path], c.text, filepath.Dir(c.path), known)
 		if err != nil {
 			return nil, err
 		}
@@ -145,7 +189,7 @@ func (r *restorer) configureBeside() ([]postgres.Setting, error) {
 		// A file of that name in the data directory is not the one that the server read.
 		text, err = fmt.Appendf(nil, "# written by pitr: the server's configuration was outside of its data directory\ninclude %s\n", quoted), nil
 	} else if err == nil {
-		text, err = r.relocate(text, r.dir, known)
+		text, err = r.relocate(settingsFile, text, r.dir, known)
 	}
 	if err != nil {
 		return nil, err
@@ -160,56 +204,21 @@ func (r *restorer) configureBeside() ([]postgres.Setting, error) {
 	return s, r.own.writeFile(conf, text, 0o600)
 }
 
-// includeLine is a line that includes other files (guc-file.l).
-var includeLine = sync.OnceValue(func() *regexp.Regexp {
-	return regexp.MustCompile(`(?i)^(\s*)(include_if_exists|include_dir|include)[\s=]+(?:'((?:[^']|'')*)'|([^\s#']+))`)
-})
-
-// relocate makes the include lines of a configuration file, which was in dir, name files of the copy.
-func (r *restorer) relocate(text []byte, dir string, known map[string]bool) ([]byte, error) {
-	var out bytes.Buffer
-	for line := range bytes.Lines(text) {
-		m := includeLine().FindSubmatchIndex(line)
-		if m == nil {
-			out.Write(line)
+// accessFiles are those that lie in the data directory itself.
+func (r *restorer) accessFiles() ([]configFile, error) {
+	var files []configFile
+	for _, name := range []string{"pg_hba.conf", "pg_ident.conf"} {
+		path := filepath.Join(r.dir, name)
+		text, err := os.ReadFile(path)
+		if errors.Is(err, fs.ErrNotExist) {
 			continue
 		}
-		group := func(i int) string {
-			if m[2*i] < 0 {
-				return ""
-			}
-			return string(line[m[2*i]:m[2*i+1]])
-		}
-		verb := strings.ToLower(group(2))
-		named := strings.ReplaceAll(group(3), "''", "'") + group(4)
-		target := named
-		if !filepath.IsAbs(target) {
-			target = filepath.Join(dir, target)
-		}
-		target = filepath.Clean(target)
-		moved := filepath.Join(r.dir, configDir, target)
-		if inside(r.dir, target) {
-			moved = target // relative, in the data directory itself
-		}
-		switch {
-		case verb == "include_dir":
-			if err := r.makeDir(moved, 0o700); err != nil {
-				return nil, err
-			}
-		case moved == target:
-			out.Write(line)
-			continue
-		case !known[target] && verb == "include":
-			r.warn("the configuration includes %s, which is not in the backup", target)
-			verb = "include_if_exists"
-		}
-		quoted, err := postgres.QuoteConf(moved)
 		if err != nil {
 			return nil, err
 		}
-		fmt.Fprintf(&out, "%s%s %s%s", group(1), verb, quoted, line[m[1]:])
+		files = append(files, configFile{path: path, text: text})
 	}
-	return out.Bytes(), nil
+	return files, nil
 }
 
 // configureScratch writes the access file of a scratch copy, and takes libraries that run jobs out of what it loads.
@@ -217,29 +226,15 @@ func (r *restorer) configureScratch(ctx context.Context) error {
 	if err := r.own.writeFile(filepath.Join(r.dir, scratchHBA), []byte(scratchHBAText), 0o600); err != nil {
 		return err
 	}
-	bin, err := r.programs(ctx, r.p.Backup.ServerVersion/10000)
-	if err != nil && !r.p.Destination.Start {
+	if _, err := r.programs(ctx, r.p.Backup.ServerVersion/10000); err != nil && !r.p.Destination.Start {
 		r.warn("whether it loads libraries that run jobs of their own can't be told: %v", err)
 		return nil
 	}
+	libraries, err := r.inForce(ctx, "shared_preload_libraries")
 	if err != nil {
 		return err
 	}
-	acct, err := postgres.AccountOf(r.dir)
-	if err != nil {
-		return err
-	}
-	cmd := exec.CommandContext(ctx, filepath.Join(bin, "postgres"), "-C", "shared_preload_libraries", "-D", r.dir)
-	cmd.Dir = r.dir
-	if err := acct.RunAs(cmd); err != nil {
-		return err
-	}
-	var out, complaint bytes.Buffer
-	cmd.Stdout, cmd.Stderr = &out, &complaint
-	if err := cmd.Run(); err != nil {
-		return fmt.Errorf("read the restored configuration: %w: %s", err, strings.TrimSpace(complaint.String()))
-	}
-	kept, dropped := withoutJobs(strings.TrimRight(out.String(), "\r\n"))
+	kept, dropped := withoutJobs(libraries)
 	if len(dropped) == 0 {
 		return nil
 	}

@@ -72,6 +72,9 @@ func (r *restorer) copy(ctx context.Context, m *basebackup.Manifest) error {
 func (r *restorer) directory(e *basebackup.Entry) error {
 	path := r.where(e.Path)
 	if e.Path == "." {
+		if err := r.own.takeDir(path); err != nil {
+			return err
+		}
 		return os.Chmod(path, fs.FileMode(e.Mode&0o777)|0o700)
 	}
 	if e.Path == "pg_wal" && r.p.Layout.WALDir != "" {
@@ -85,9 +88,10 @@ func (r *restorer) directory(e *basebackup.Entry) error {
 		err = fs.ErrNotExist
 	}
 	if errors.Is(err, fs.ErrNotExist) {
-		if err = os.Mkdir(path, 0o700); err == nil {
-			err = r.own.takePath(path)
-		}
+		err = os.Mkdir(path, 0o700)
+	}
+	if err == nil {
+		err = r.own.takePath(path) // one that was there may be anybody's
 	}
 	if err != nil {
 		return err

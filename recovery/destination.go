@@ -1,7 +1,10 @@
 package recovery
 
 import (
+	"cmp"
+	"errors"
 	"fmt"
+	"io/fs"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -76,6 +79,14 @@ type Layout struct {
 	// come to its end.
 	Replaces bool `json:"replaces"`
 	Resumes  bool `json:"resumes"`
+
+	links   []string // where the links of the directory's tablespaces lead that is there already
+	walLink string   // likewise, its pg_wal
+}
+
+// uses tells whether a directory becomes that of a tablespace or of pg_wal.
+func (l *Layout) uses(path string) bool {
+	return path == l.WALDir || slices.ContainsFunc(l.Tablespaces, func(t Location) bool { return t.Path == path })
 }
 
 // own tells whether a place belongs to the server that is waited for.
@@ -98,6 +109,7 @@ func (p *Plan) place(v View) error {
 		return err
 	}
 	p.judgeDir(at)
+	p.Layout.links, p.Layout.walLink = at.Links, at.WALLink
 	for _, n := range p.created {
 		if err := p.newTablespace(v, n, at); err != nil {
 			return err
@@ -107,6 +119,9 @@ func (p *Plan) place(v View) error {
 		return err
 	}
 	if err := p.placeWAL(v, at); err != nil {
+		return err
+	}
+	if err := p.spared(v); err != nil {
 		return err
 	}
 	if p.Layout.Restored {
@@ -242,7 +257,13 @@ func (p *Plan) placeWAL(v View, at Place) error {
 		return nil
 	case at.WALLink != "":
 		p.Layout.WALDir = at.WALLink
-		return nil
+		// The directory may be a clone of another one, whose server runs and writes there.
+		place, err := v.Look(at.WALLink)
+		if err == nil && (place.UsedBy != "" || place.PID != 0) && !p.Layout.own(place) {
+			p.obstacle(true, fmt.Sprintf("put an empty directory in the place of the link %s", filepath.Join(p.Layout.Dir, "pg_wal")),
+				"%s, where pg_wal leads, belongs to the server that runs in %s", at.WALLink, cmp.Or(place.UsedBy, at.WALLink))
+		}
+		return err
 	case at.DataDir || p.Backup.WALDirLink == "" || !filepath.IsAbs(link):
 		return nil
 	}
@@ -258,8 +279,48 @@ func (p *Plan) placeWAL(v View, at Place) error {
 	return nil
 }
 
-// newTablespace judges a tablespace that the replay creates: the server makes it where the WAL says, wherever that is,
-// and empties what it finds there (create_tablespace_directories in src/backend/commands/tablespace.c).
+// spared names the tablespaces of a directory that is replaced which the restore does not touch, since it puts them elsewhere
+// or does not have them: they may belong to others too.
+func (p *Plan) spared(v View) error {
+	if !p.Layout.Replaces && !p.Layout.Resumes {
+		return nil
+	}
+	for _, link := range p.Layout.links {
+		if inside(p.Layout.Dir, link) || p.Layout.uses(link) || slices.Contains(p.createdDirs(), link) {
+			continue
+		}
+		at := filepath.Join(link, versionDir(p.Backup))
+		place, err := v.Look(at)
+		if errors.Is(err, fs.ErrPermission) || err == nil && !place.Exists {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		whose := ""
+		if place.UsedBy != "" {
+			whose = fmt.Sprintf(", which belongs to the server that runs in %s,", place.UsedBy)
+		}
+		p.obstacle(false, "", "%s%s is left as it is: no tablespace goes there", at, whose)
+	}
+	return nil
+}
+
+// createdDirs are the directories, outside of the data directory, in which the replay creates tablespaces that the backup
+// does not have there.
+func (p *Plan) createdDirs() []string {
+	var dirs []string
+	for _, n := range p.created {
+		if dir := filepath.Clean(n.Path); n.Path != "" && !p.Layout.uses(dir) && !slices.Contains(dirs, dir) {
+			dirs = append(dirs, dir)
+		}
+	}
+	return dirs
+}
+
+// newTablespace judges a tablespace that the replay creates: the server makes it where the WAL says, wherever that is, and
+// may take for its own what is in its directory there already (create_tablespace_directories in
+// src/backend/commands/tablespace.c). Of the directory that is replaced, clear removes that.
 func (p *Plan) newTablespace(v View, n NewTablespace, at Place) error {
 	if n.Path == "" {
 		return nil // inside the data directory
@@ -272,6 +333,14 @@ func (p *Plan) newTablespace(v View, n NewTablespace, at Place) error {
 	what := fmt.Sprintf("the WAL up to the target creates tablespace %d (at %s), and the server makes it in %s, which no mapping changes", n.OID, n.LSN, path)
 	const advice = "restore from a backup that was taken after the tablespace was created, or on another machine"
 	own := (p.Destination.InPlace || p.Layout.Restored) && slices.Contains(at.Links, path)
+	if p.Layout.Resumes && !own && place.IsDir && !place.Empty {
+		// The link is gone that said so, and before it what was the server's. The rest is others'.
+		version, err := v.Look(filepath.Join(path, versionDir(p.Backup)))
+		if err != nil {
+			return err
+		}
+		own = !version.Exists
+	}
 	switch {
 	case place.UsedBy != "" && !p.Layout.own(place):
 		p.obstacle(true, advice, "%s: a directory of the server that runs in %s", what, place.UsedBy)
@@ -302,7 +371,9 @@ func (p *Plan) judgeSpace(at Place) {
 		}
 		return
 	}
-	if need > free {
+	if need > free && at.Compresses {
+		p.obstacle(false, "", "%s has room for %d bytes, and %d are needed, less what its file system saves by compressing", p.Destination.Dir, free, need)
+	} else if need > free {
 		p.obstacle(true, "free some space, or choose another directory with --to", "%s has room for %d bytes, and %d are needed", p.Destination.Dir, free, need)
 	}
 }

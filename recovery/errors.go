@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"strings"
 
+	"pitr/archive"
 	"pitr/internal/wal"
 )
 
@@ -26,8 +27,10 @@ type Range struct {
 	// Last is the latest that something was logged at in WAL that joins a backup without a gap, and End the end of that WAL.
 	Last Moment
 	End  wal.LSN
-	// Gap is the first segment missing behind End, where WAL of the timeline follows after it.
+	// Gap is the first segment that can't be had behind End, although the archive goes on.
 	Gap string
+	// Conflict: it is archived with several contents, none of them recorded as the right one. Else it is missing.
+	Conflict bool
 }
 
 // String is the range for a sentence.
@@ -39,7 +42,7 @@ func (r Range) String() string {
 	}
 	fmt.Fprintf(&b, ", WAL up to %s", r.End)
 	if r.Gap != "" {
-		fmt.Fprintf(&b, ", where segment %s is missing", r.Gap)
+		fmt.Fprintf(&b, ", where segment %s %s", r.Gap, gapText(r.Conflict))
 	}
 	return b.String()
 }
@@ -49,6 +52,8 @@ type Unreachable struct {
 	Target Target
 	Why    string
 	Range  *Range // nil: nothing at all can be reached
+	// Conflict: a segment with several contents is the reason, so that this is an archive.ErrConflict as well.
+	Conflict bool
 }
 
 func (e *Unreachable) Error() string {
@@ -60,7 +65,9 @@ func (e *Unreachable) Error() string {
 }
 
 // Is makes errors.Is(err, ErrUnreachable) true.
-func (e *Unreachable) Is(target error) bool { return target == ErrUnreachable }
+func (e *Unreachable) Is(target error) bool {
+	return target == ErrUnreachable || e.Conflict && target == archive.ErrConflict
+}
 
 func refused(format string, args ...any) error {
 	return fmt.Errorf("%w: %s", ErrRefused, fmt.Sprintf(format, args...))

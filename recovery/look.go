@@ -30,7 +30,7 @@ func look(ctx context.Context, path string) (Place, error) {
 	default:
 		p.Exists, p.IsDir = true, at.IsDir()
 	}
-	if p.Free, err = free(path); err != nil {
+	if p.Free, p.Compresses, err = free(path); err != nil {
 		return p, err
 	}
 	if p.UsedBy, err = usedBy(path); err != nil {
@@ -104,19 +104,26 @@ func links(dataDir string) (spaces []string, walDir string) {
 	return spaces, resolve(filepath.Join(dataDir, "pg_wal"))
 }
 
-// free is the space left to an ordinary user on the file system where path is, or would be.
-func free(path string) (int64, error) {
+// The file systems that compress files (statfs(2) and, for ZFS, its include/sys/fs/zfs.h).
+const (
+	magicBtrfs = 0x9123683e
+	magicZFS   = 0x2fc12fc1
+)
+
+// free is the space left to an ordinary user on the file system where path is, or would be, and whether that may compress.
+func free(path string) (n int64, compresses bool, err error) {
 	for {
 		var st unix.Statfs_t
 		err := unix.Statfs(path, &st)
 		if err == nil {
-			return int64(st.Bavail) * int64(st.Bsize), nil
+			kind := uint32(st.Type)
+			return int64(st.Bavail) * int64(st.Bsize), kind == magicBtrfs || kind == magicZFS, nil
 		}
 		if parent := filepath.Dir(path); errors.Is(err, fs.ErrNotExist) && parent != path {
 			path = parent
 			continue
 		}
-		return 0, fmt.Errorf("find out how much space is left at %s: %w", path, err)
+		return 0, false, fmt.Errorf("find out how much space is left at %s: %w", path, err)
 	}
 }
 

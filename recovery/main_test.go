@@ -22,6 +22,13 @@ func TestMain(m *testing.M) {
 	if len(os.Args) == 7 && os.Args[1] == "--config" && os.Args[3] == "wal" && os.Args[4] == "fetch" {
 		os.Exit(fetchWAL(os.Args[2], os.Args[5], os.Args[6]))
 	}
+	if len(os.Args) == 5 && os.Args[1] == "--config" && os.Args[3] == "config" && os.Args[4] == "show" {
+		if _, err := os.ReadFile(os.Args[2]); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		os.Exit(0)
+	}
 	if dir := os.Getenv(childEnv); dir != "" {
 		if err := restoreInPlace(dir, os.Getenv(childEnv+"_CONFIG")); err != nil {
 			fmt.Fprintln(os.Stderr, err)

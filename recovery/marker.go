@@ -102,12 +102,14 @@ func ReadMarker(dataDir string) (*Marker, error) {
 
 // Journal is what JournalFile holds.
 type Journal struct {
-	Format  int       `json:"format"`
-	Backup  string    `json:"backup"`
-	Target  string    `json:"target"`
-	Plan    string    `json:"plan"` // digest of what decides where every byte goes
-	Phase   string    `json:"phase"`
-	Started time.Time `json:"started"`
+	Format int `json:"format"`
+	// SystemID tells which cluster is restored while no pg_control does.
+	SystemID uint64    `json:"system_identifier,string"`
+	Backup   string    `json:"backup"`
+	Target   string    `json:"target"`
+	Plan     string    `json:"plan"` // digest of what decides where every byte goes
+	Phase    string    `json:"phase"`
+	Started  time.Time `json:"started"`
 }
 
 // The phases of a restore. In the last one everything but the name of pg_control is in place.

@@ -3,6 +3,7 @@ package recovery
 import (
 	"context"
 	"fmt"
+	"log/slog"
 	"maps"
 	"path"
 	"slices"
@@ -23,9 +24,10 @@ type World struct {
 	View
 	repo     *repo.Repo
 	archive  *archive.Archive
-	coverage *archive.Coverage
+	coverage *archive.Listing
 	binDir   string
 	spool    string
+	log      *slog.Logger
 
 	manifest *basebackup.Manifest // the one opened last
 }
@@ -34,17 +36,22 @@ type World struct {
 type Surroundings struct {
 	BinDir string // of the server's programs; empty: found by version
 	Spool  string // takes temporary files; empty: the system's directory for them
+	// Log takes what is worth knowing of a server that Start waits for; nil: nothing.
+	Log *slog.Logger
 }
 
 // Observe looks at the repository. ctx is also that of the View's functions.
 func Observe(ctx context.Context, a *archive.Archive, s Surroundings) (*World, error) {
 	r := a.Repo()
-	w := &World{repo: r, archive: a, binDir: s.BinDir, spool: s.Spool}
+	w := &World{repo: r, archive: a, binDir: s.BinDir, spool: s.Spool, log: s.Log}
+	if w.log == nil {
+		w.log = slog.New(slog.DiscardHandler)
+	}
 	backups, problems, err := basebackup.List(ctx, r)
 	if err != nil {
 		return nil, err
 	}
-	if w.coverage, err = a.Coverage(ctx); err != nil {
+	if w.coverage, err = a.Listing(ctx); err != nil {
 		return nil, err
 	}
 	w.View = View{
@@ -52,7 +59,7 @@ func Observe(ctx context.Context, a *archive.Archive, s Surroundings) (*World, e
 		Histories: map[wal.Timeline]wal.History{1: {Timeline: 1}},
 		Reach:     w.reach,
 		Facts: func(path []archive.Step, from wal.LSN, enough func(*wal.Index) bool) Facts {
-			return a.Skim(ctx, path, from, enough)
+			return w.coverage.Skim(ctx, path, from, enough)
 		},
 		RecordAt:   func(path []archive.Step, lsn wal.LSN) (Stop, bool, error) { return w.recordAt(ctx, path, lsn) },
 		LastRecord: func(path []archive.Step) (Stop, bool, error) { return w.lastRecord(ctx, path) },
@@ -67,6 +74,11 @@ func Observe(ctx context.Context, a *archive.Archive, s Surroundings) (*World, e
 		w.Unreadable = append(w.Unreadable, p.Err.Error())
 	}
 	maps.Copy(w.Histories, w.coverage.Histories)
+	for _, x := range w.coverage.Conflicts {
+		if len(x.Aside) > 0 {
+			w.Refused = append(w.Refused, x.Name)
+		}
+	}
 	return w, nil
 }
 
@@ -98,10 +110,7 @@ func (w *World) reach(h wal.History, from wal.LSN) (Reach, error) {
 	if missing == nil {
 		return Reach{Path: steps, End: max(end, from)}, nil
 	}
-	if missing.Conflict {
-		return Reach{}, hint.Wrap(fmt.Errorf("%w: %w", archive.ErrConflict, missing), "`pitr wal resolve %s DIGEST` records which content holds", missing.Segment)
-	}
-	r := Reach{Path: steps, End: max(missing.Reachable, from), Gap: missing.Segment}
+	r := Reach{Path: steps, End: max(missing.Reachable, from), Gap: missing.Segment, Conflict: missing.Conflict}
 	// With the beginning of the missing segment, where that is archived.
 	if more, still := w.coverage.Path(h, from, missing.Reachable); still == nil {
 		r.Path = more
@@ -145,6 +154,7 @@ func (w *World) contents(ctx context.Context, h *basebackup.Header) (Contents, e
 				c.Prepared = append(c.Prepared, uint32(xid))
 			}
 		}
+		c.Config.note(e)
 		for _, x := range e.Extents {
 			if x.Zeros {
 				continue

@@ -97,6 +97,12 @@ func (w *World) ArchiveLeftovers(ctx context.Context, dataDir string) ([]string,
 	if m, err := ReadMarker(dataDir); err != nil || m != nil && !m.Archive {
 		return nil, err
 	}
+	if at.WALLink != "" {
+		// That of a clone may lead to what a running server writes, and archives itself.
+		if user, err := usedBy(at.WALLink); err != nil || user != "" {
+			return nil, err
+		}
+	}
 	r := &restorer{World: w, dir: dataDir}
 	dir := filepath.Join(dataDir, "pg_wal")
 	files, err := r.unarchived(dir)

@@ -17,6 +17,14 @@ func (o *owner) take(f *os.File) error {
 	return f.Chown(o.uid, o.gid)
 }
 
+// takeDir gives a directory, or the one that a link leads to, to the owner.
+func (o *owner) takeDir(path string) error {
+	if o.uid < 0 {
+		return nil
+	}
+	return os.Chown(path, o.uid, o.gid)
+}
+
 // takePath gives a directory or link to the owner.
 func (o *owner) takePath(path string) error {
 	if o.uid < 0 {

@@ -41,7 +41,7 @@ func TestTablespacesBeside(t *testing.T) {
 	if info, err := os.Lstat(filepath.Join(r.Dir, "pg_wal")); err != nil || !info.IsDir() {
 		t.Errorf("pg_wal is no directory of the copy: %v", err)
 	}
-	sound(t, r.Server)
+	r.Server.CheckPages()
 
 	// Where the running server has its own, nothing is put.
 	_, p, err := h.plan(recovery.Target{}, recovery.Destination{Dir: filepath.Join(pgtest.TempDir(t), "c"), Tablespaces: []recovery.Mapping{{Old: h.Tablespaces[0], New: filepath.Join(h.Tablespaces[1], "x")}}})
@@ -162,7 +162,7 @@ func TestInPlace(t *testing.T) {
 			if n := pgtest.QueryOne[int64](h.Server, "SELECT count(*) FROM v"); n != 0 {
 				t.Errorf("%d rows", n)
 			}
-			sound(t, h.Server)
+			h.Server.CheckPages()
 		})
 	}
 }
@@ -282,5 +282,8 @@ func TestConfigurationOutside(t *testing.T) {
 	}
 	if got, err := os.ReadFile(more); err != nil || string(got) != "work_mem = '7MB'\n" || len(report.Warnings) != 3 {
 		t.Errorf("%q, %v, warnings %q", got, err, report.Warnings)
+	}
+	if info, err := os.Stat(filepath.Join(base, "conf.d")); err != nil || !info.IsDir() {
+		t.Errorf("the directory that is included, and was empty, is missing: %v", err)
 	}
 }

@@ -49,8 +49,10 @@ type Plan struct {
 	Why         []string           `json:"why"`
 	Obstacles   []Obstacle         `json:"obstacles"`
 
-	created []NewTablespace // by the WAL to replay
-	earlier *earlier        // what another call for the target has left in the way
+	created    []NewTablespace   // by the WAL to replay
+	parameters []*wal.Parameters // in the WAL to replay
+	config     configPlaces
+	earlier    *earlier // what another call for the target has left in the way
 }
 
 // Obstacle stands in the way, or is worth knowing before.
@@ -114,7 +116,9 @@ func makePlan(v View, t Target, asked string, d Destination) (*Plan, error) {
 	p := &Plan{Target: t, Asked: asked, History: h, Timeline: h.Timeline, Destination: d}
 	if err := p.resolve(v, v.candidates(h, t.Backup)); err != nil {
 		if errors.Is(err, ErrUnreachable) {
-			if elsewhere := v.elsewhere(t, h); elsewhere != "" {
+			if elsewhere := v.elsewhere(t, h); elsewhere != "" && errors.Is(err, archive.ErrConflict) {
+				err = hint.Wrap(err, "%s; %s", hint.Of(err), elsewhere)
+			} else if elsewhere != "" {
 				err = hint.Wrap(err, "%s", elsewhere)
 			}
 		}
@@ -126,6 +130,7 @@ func makePlan(v View, t Target, asked string, d Destination) (*Plan, error) {
 	if err := p.place(v); err != nil {
 		return nil, err
 	}
+	p.judgeParameters()
 	p.Settings, p.Signal, err = settings(p)
 	return p, err
 }
@@ -138,7 +143,7 @@ func (p *Plan) prove(v View) error {
 		return err
 	}
 	if p.Stop.End > r.End {
-		return p.unreachable(v, v.candidates(p.History, p.Target.Backup), "the record at %s, where recovery has to stop, is not archived to its end", p.Stop.LSN)
+		return p.cutOff(v, v.candidates(p.History, p.Target.Backup), r, "the record at %s, where recovery has to stop, is not archived to its end%s", p.Stop.LSN, r.behindGap())
 	}
 	p.Path = cut(r.Path, wal.SegmentOf(p.Stop.End-1, v.SegSize))
 	for _, s := range p.Path {
@@ -171,7 +176,11 @@ func (p *Plan) prove(v View) error {
 		return err
 	}
 	p.Last, p.LastCommit, p.noted, p.Replayed, p.InDoubt = s.last, s.lastCommit, s.noted, s.ended, s.inDoubt
-	p.created = s.tablespaces
+	p.created, p.parameters, p.config = s.tablespaces, s.parameters, content.Config
+	p.tellOfRefused(v)
+	if err := p.tellOfBranches(v); err != nil {
+		return err
+	}
 	if b.BadPages > 0 {
 		p.obstacle(false, "`pitr backup show "+b.ID+"` lists them", "%d pages of the backup had wrong checksums on the server already", b.BadPages)
 	}

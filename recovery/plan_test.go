@@ -13,6 +13,7 @@ import (
 	"pitr/basebackup"
 	"pitr/internal/postgres"
 	"pitr/internal/repo"
+	"pitr/internal/wal"
 )
 
 // one is a plan for the end of a line, with the backup changed and what is found in places.
@@ -56,6 +57,11 @@ func TestLayout(t *testing.T) {
 			"/data":   {Exists: true, IsDir: true, DataDir: true, SystemID: 77, Free: big, Links: []string{"/ssd/pg", "/hdd/pg"}, WALLink: "/wal/new"},
 			"/ssd/pg": {Exists: true, IsDir: true, Free: big}, "/hdd/pg": {Exists: true, IsDir: true, Free: big},
 		}, "/ssd/pg - /hdd/pg; /wal/new; replaced", ""},
+		"in place, pg_wal leads to a live server's": {Destination{Dir: "/data", InPlace: true}, map[string]Place{
+			"/data":   {Exists: true, IsDir: true, DataDir: true, SystemID: 77, Free: big, Links: []string{"/ssd/pg", "/hdd/pg"}, WALLink: "/wal/new"},
+			"/ssd/pg": {Exists: true, IsDir: true, Free: big}, "/hdd/pg": {Exists: true, IsDir: true, Free: big},
+			"/wal/new": {Exists: true, IsDir: true, UsedBy: "/live"},
+		}, "/ssd/pg - /hdd/pg; /wal/new; replaced", "/wal/new, where pg_wal leads, belongs to the server that runs in /live"},
 		"in place, pg_wal not linked any more": {Destination{Dir: "/data", InPlace: true}, map[string]Place{"/data": data}, "/ssd/pg - /hdd/pg; ; replaced", ""},
 		"in place, the WAL's place is taken":   {Destination{Dir: "/data", InPlace: true}, map[string]Place{"/data": free, "/wal/main": {Exists: true, IsDir: true, Free: big}}, "/ssd/pg - /hdd/pg; ; new", ""},
 		"a tablespace's place is taken": {Destination{Dir: "/data", InPlace: true}, map[string]Place{"/data": data, "/ssd/pg": {Exists: true, IsDir: true, Free: big}}, "/ssd/pg - /hdd/pg; ; replaced",
@@ -114,6 +120,12 @@ func TestSpace(t *testing.T) {
 	if err != nil || !errors.Is(p.Err(), ErrRefused) || !strings.Contains(p.Err().Error(), "/to has room for 5368709120 bytes, and 5435817984 are needed") {
 		t.Errorf("%v, %v", err, p.Err())
 	}
+	// Where files are compressed, how many fit is not known.
+	f.places["/to"] = Place{Free: 5 << 30, Compresses: true}
+	if p, err = MakePlan(f.view(), Target{Action: Promote}, Destination{Dir: "/to", Program: "/p"}); err != nil || p.Err() != nil ||
+		!slices.ContainsFunc(p.Obstacles, func(o Obstacle) bool { return strings.Contains(o.What, "/to has room for 5368709120 bytes") }) {
+		t.Errorf("%v, %+v", err, p.Obstacles)
+	}
 	f.places["/to"] = Place{Free: 6 << 30}
 	if p, err = MakePlan(f.view(), Target{Action: Promote}, Destination{Dir: "/to", Program: "/p"}); err != nil || p.Err() != nil {
 		t.Errorf("%v, %v", err, p.Err())
@@ -142,6 +154,7 @@ func TestSettings(t *testing.T) {
 recovery_end_command = ''
 archive_cleanup_command = ''
 recovery_target_timeline = '1'
+recovery_min_apply_delay = '0'
 recovery_target = ''
 recovery_target_name = ''
 recovery_target_time = ''
@@ -161,6 +174,7 @@ logging_collector = 'off'
 log_destination = 'stderr'
 synchronous_standby_names = ''
 max_logical_replication_workers = '0'
+huge_pages = 'try'
 recovery.signal`; got != want {
 		t.Errorf("settings\n%s\nwant\n%s", got, want)
 	}
@@ -168,7 +182,7 @@ recovery.signal`; got != want {
 	if got, want := text(p), `restore_command = '/usr/bin/pitr wal fetch %f %p'
 recovery_end_command = ''
 archive_cleanup_command = ''
-recovery_target_timeline = '1'
+recovery_target_timeline = 'latest'
 recovery_target = ''
 recovery_target_lsn = ''
 recovery_target_name = ''
@@ -176,6 +190,17 @@ recovery_target_time = ''
 recovery_target_xid = ''
 standby.signal`; got != want {
 		t.Errorf("settings of a standby\n%s\nwant\n%s", got, want)
+	}
+	// A standby that is to be asked, and one that was told where to stay.
+	p = one(t, Destination{Dir: "/data", InPlace: true, Standby: true, Start: true}, nil, nil)
+	if got := text(p); !strings.Contains(got, "hot_standby = 'on'") {
+		t.Errorf("settings of a standby to start\n%s", got)
+	}
+	for _, spec := range []TimelineSpec{{Number: 1}, {Word: TimelineCurrent}} {
+		p.Target.Timeline = spec
+		if s, _, err := settings(p); err != nil || !slices.Contains(s, postgres.Setting{Name: "recovery_target_timeline", Value: "1"}) {
+			t.Errorf("settings of a standby on timeline %s: %v, %v", spec, s, err)
+		}
 	}
 	// Beside, but to be a server in its own right.
 	p = one(t, Destination{Dir: "/to", Archive: true}, nil, nil)
@@ -245,10 +270,10 @@ func TestMarker(t *testing.T) {
 }
 
 func TestRelocate(t *testing.T) {
-	r := &restorer{dir: t.TempDir(), own: owner{-1, -1}, o: Options{Log: slog.New(slog.DiscardHandler)}}
+	r := &restorer{p: &Plan{Backup: &basebackup.Header{ServerVersion: 160004}}, dir: t.TempDir(), own: owner{-1, -1}, o: Options{Log: slog.New(slog.DiscardHandler)}}
 	known := map[string]bool{"/etc/pg/a.conf": true, "/etc/pg/sub/it's.conf": true}
 	in := "# include 'x'\nport = 1\ninclude '/etc/pg/a.conf' # why\n  INCLUDE_IF_EXISTS = nothing.conf\ninclude 'sub/it''s.conf'\ninclude_dir '/etc/more'\ninclude gone.conf"
-	got, err := r.relocate([]byte(in), "/etc/pg", known)
+	got, err := r.relocate(settingsFile, []byte(in), "/etc/pg", known)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -273,5 +298,91 @@ func TestCut(t *testing.T) {
 		if n != want {
 			t.Errorf("up to %d: %d segments, want %d", last, n, want)
 		}
+	}
+}
+
+func TestRelocateAccessFile(t *testing.T) {
+	for version, want := range map[int]string{
+		160004: `# include a.conf @/etc/pg/names
+include "C/etc/pg/a.conf" # why
+include_if_exists "C/etc/pg/nothing.conf"
+include_dir "C/etc/more ""conf"""
+local @"C/etc/pg/names",@near all trust
+local all "@/etc/pg/names" trust
+local all @/etc/unknown trust
+include_if_exists "C/etc/pg/gone.conf"`,
+		150004: `# include a.conf @/etc/pg/names
+include a.conf # why
+  include_if_exists nothing.conf
+include_dir "/etc/more ""conf"""
+local @"C/etc/pg/names",@near all trust
+local all "@/etc/pg/names" trust
+local all @/etc/unknown trust
+include '/etc/pg/a.conf'`,
+	} {
+		r := &restorer{p: &Plan{Backup: &basebackup.Header{ServerVersion: version}}, dir: t.TempDir(), own: owner{-1, -1}, o: Options{Log: slog.New(slog.DiscardHandler)}}
+		const in = `# include a.conf @/etc/pg/names
+include a.conf # why
+  include_if_exists nothing.conf
+include_dir "/etc/more ""conf"""
+local @/etc/pg/names,@near all trust
+local all "@/etc/pg/names" trust
+local all @/etc/unknown trust
+`
+		last := "include gone.conf"
+		if version < 160000 {
+			last = "include '/etc/pg/a.conf'"
+		}
+		got, err := r.relocate(accessFile, []byte(in+last), "/etc/pg", map[string]bool{"/etc/pg/a.conf": true, "/etc/pg/names": true})
+		if err != nil {
+			t.Fatal(err)
+		}
+		want = strings.ReplaceAll(want, "\"C/", `"`+filepath.Join(r.dir, configDir)+"/")
+		if version >= 160000 {
+			want = strings.Replace(want, "\ninclude_if_exists", "\n  include_if_exists", 1)
+		}
+		if string(got) != want {
+			t.Errorf("%d: %s\nwant\n%s", version, got, want)
+		}
+	}
+}
+
+// What the WAL raises is set; where it was logged is told.
+func TestParametersNeeded(t *testing.T) {
+	p := &Plan{Backup: &basebackup.Header{Settings: basebackup.Settings{MaxConnections: 100, MaxWorkerProcesses: 8, MaxWALSenders: 10, MaxLocksPerXact: 64}}}
+	p.parameters = []*wal.Parameters{
+		{Start: 1, MaxConnections: 90, MaxWorkerProcesses: 9, MaxWALSenders: 10, MaxPreparedXacts: 1, MaxLocksPerXact: 32},
+		{Start: 2, MaxConnections: 120, MaxWorkerProcesses: 9, MaxWALSenders: 10, MaxPreparedXacts: 2, MaxLocksPerXact: 64},
+		{Start: 3, MaxConnections: 110, MaxWorkerProcesses: 8, MaxWALSenders: 10, MaxPreparedXacts: 0, MaxLocksPerXact: 64},
+	}
+	want := []need{{"max_connections", 100, 120, 2}, {"max_worker_processes", 8, 9, 1}, {"max_wal_senders", 10, 10, 0},
+		{"max_prepared_transactions", 0, 2, 2}, {"max_locks_per_transaction", 64, 64, 0}}
+	if got := p.parametersNeeded(); !slices.Equal(got, want) {
+		t.Errorf("%v\nwant %v", got, want)
+	}
+	p.judgeParameters()
+	if len(p.Obstacles) != 3 || p.Err() != nil {
+		t.Errorf("%+v", p.Obstacles)
+	}
+	p.Destination.InPlace, p.config.config = true, "/etc/postgresql.conf"
+	if got := p.parametersRaised(); len(got) != 0 {
+		t.Errorf("with a configuration that may have been raised as well: %v", got)
+	}
+}
+
+func TestServerOptions(t *testing.T) {
+	p := &Plan{Destination: Destination{InPlace: true}, Layout: Layout{Dir: "/data"}}
+	for _, e := range []basebackup.Entry{
+		{Type: basebackup.Symlink, Path: "pg_hba.conf", Target: "/etc/hba"}, {Type: basebackup.File, Path: "pg_ident.conf"},
+		{Type: basebackup.External, Path: "/etc/a", Name: "config_file"}, {Type: basebackup.External, Path: "/etc/hba", Name: "hba_file"}, {Type: basebackup.External, Path: "/etc/b", Name: "include"},
+	} {
+		p.config.note(&e)
+	}
+	if got := strings.Join(p.ServerOptions(), " "); got != "-c config_file=/etc/a -c data_directory=/data" {
+		t.Error(got)
+	}
+	p.Destination.InPlace = false
+	if got := p.ServerOptions(); len(got) != 0 {
+		t.Errorf("beside: %q", got)
 	}
 }

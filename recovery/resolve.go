@@ -101,6 +101,7 @@ func searchTime(t Target, facts Facts) (finding, error) {
 	var r finding
 	var proof *Moment // the first later moment since the last end of a transaction
 	var proofEnd wal.LSN
+	var proofOn wal.Timeline
 	proven := false
 	for f, err := range facts {
 		if err != nil {
@@ -126,7 +127,7 @@ func searchTime(t Target, facts Facts) (finding, error) {
 		case t.past(at):
 			proven = true
 			if proof == nil {
-				proof, proofEnd = &m, f.End
+				proof, proofEnd, proofOn = &m, f.End, f.Timeline
 			}
 		default:
 			// What a checkpoint says is cut to the second.
@@ -137,8 +138,8 @@ func searchTime(t Target, facts Facts) (finding, error) {
 	switch {
 	case proof != nil:
 		r.found, r.stop = true, Stop{LSN: proof.LSN, End: proofEnd}
-		r.what = fmt.Sprintf("before the %s at %s, logged at %s: no transaction ended between the target and that",
-			proof.Kind, proof.LSN, formatTime(proof.Time))
+		r.what = fmt.Sprintf("before the %s at %s, logged at %s: no transaction ended between the target and that on the history of timeline %d",
+			proof.Kind, proof.LSN, formatTime(proof.Time), proofOn)
 	case proven:
 		r.found, r.atEnd = true, true
 		r.what = "at the end of the archive, which goes past the target: no transaction in it ended after that"
@@ -240,6 +241,7 @@ type survey struct {
 
 	inDoubt     []InDoubt
 	tablespaces []NewTablespace
+	parameters  []*wal.Parameters
 	minimal     wal.LSN   // the first sign of wal_level = minimal, 0: none
 	broken      *wal.Stop // the records end here, before the stop; nil: they don't
 }
@@ -293,6 +295,7 @@ func surveyUntil(stop Stop, prepared []uint32, facts Facts) (survey, error) {
 				s.tablespaces = append(s.tablespaces, NewTablespace{x.OID, x.Path, x.LSN})
 			}
 		case *wal.Parameters:
+			s.parameters = append(s.parameters, x)
 			if x.Level == wal.LevelMinimal && s.minimal == 0 {
 				s.minimal = x.Start
 			}

@@ -54,6 +54,8 @@ type fake struct {
 	facts     map[wal.Timeline][]archive.Fact
 	end       map[wal.Timeline]wal.LSN // of the archived WAL
 	gap       map[wal.Timeline]uint64  // segment missing
+	conflict  bool                     // it is there, with several contents
+	refused   []string
 	places    map[string]Place
 	contents  Contents
 	skim      bool // all indexes are rolled up
@@ -181,12 +183,12 @@ func (f *fake) view() View {
 		return out
 	}
 	return View{
-		SystemID: 77, SegSize: testSeg, Backups: f.backups, Histories: f.histories,
+		SystemID: 77, SegSize: testSeg, Backups: f.backups, Histories: f.histories, Refused: f.refused,
 		Reach: func(h wal.History, from wal.LSN) (Reach, error) {
 			end := f.end[h.Timeline]
 			r := Reach{End: end}
 			if no, ok := f.gap[h.Timeline]; ok && no >= wal.SegmentOf(from, testSeg) {
-				r.End, r.Gap = wal.SegmentStart(no, testSeg), wal.SegmentName(h.Timeline, no, testSeg)
+				r.End, r.Gap, r.Conflict = max(from, wal.SegmentStart(no, testSeg)), wal.SegmentName(h.Timeline, no, testSeg), f.conflict
 			}
 			if r.End > from {
 				r.Path = []archive.Step{{Timeline: h.Timeline, First: wal.SegmentOf(from, testSeg), Last: wal.SegmentOf(r.End-1, testSeg)}}
@@ -446,14 +448,14 @@ func TestGap(t *testing.T) {
 	// It lies before the second backup, which does not need it.
 	check(t, f, Target{}, "backup 2, timeline 1, =0/350000")
 	check(t, f, atTime(10000), "backup 1, timeline 1, 0/110100")
-	check(t, f, atTime(28000), "no transaction ended after it before the gap at segment "+gap)
+	check(t, f, atTime(28000), "no transaction ended after it before segment "+gap+", which is missing")
 	check(t, f, Target{Kind: LSN, LSN: 0x210000}, "segment "+gap+", which lies before it, is missing")
 	f.gap = map[wal.Timeline]uint64{1: 4} // 0/400000 on, and there is more behind it
 	gap = "000000010000000000000004"
 	check(t, f, Target{}, "segment "+gap+" is missing, and later WAL is archived: the end of the archive can't be reached from backup")
 	check(t, f, Target{}, "WAL up to 0/400000, where segment "+gap+" is missing")
 	check(t, f, atTime(40000), "backup 2, timeline 1, 0/340000")
-	check(t, f, atTime(60000), "no transaction ended after it before the gap at segment "+gap)
+	check(t, f, atTime(60000), "no transaction ended after it before segment "+gap+", which is missing")
 	check(t, f, Target{Kind: XID, XID: 999}, "it is not in the archived WAL that joins a backup, and segment "+gap+" is missing")
 	check(t, f, Target{Kind: Name, Name: "none"}, "segment "+gap+" is missing")
 }
@@ -472,6 +474,9 @@ func forks() *fake {
 		commit(0x190000, 800, 101000),
 		commit(0x290000, 801, 130000),
 		point(0x2a0000, "new", 131000),
+	}
+	for i := range f.facts[2] {
+		f.facts[2][i].Timeline = 2
 	}
 	return f
 }

@@ -1,13 +1,16 @@
 package recovery
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"io/fs"
 	"log/slog"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -64,6 +67,7 @@ type restorer struct {
 	p      *Plan
 	o      Options
 	own    owner
+	acct   *postgres.Account // own's, where this process is root
 	dir    string
 	keep   bool // look at what is there, and keep what is right
 	report Report
@@ -130,8 +134,11 @@ func (r *restorer) restore(ctx context.Context) error {
 	if err := r.lookAgain(ctx); err != nil {
 		return err
 	}
+	if err := r.callable(ctx); err != nil {
+		return err
+	}
 	if r.p.Layout.Restored {
-		return errors.Join(r.again(), ctx.Err())
+		return errors.Join(r.again(ctx), ctx.Err())
 	}
 	if r.p.Destination.InPlace && r.p.Layout.Replaces {
 		if err := r.saveWAL(ctx); err != nil {
@@ -142,7 +149,10 @@ func (r *restorer) restore(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	journal := Journal{Format: markerFormat, Backup: r.p.Backup.ID, Target: r.p.Asked, Plan: r.p.fingerprint(), Started: r.o.Now().UTC().Truncate(time.Second)}
+	if err := r.stopped(); err != nil { // saving WAL may have taken long
+		return err
+	}
+	journal := Journal{Format: markerFormat, SystemID: r.p.Backup.SystemID, Backup: r.p.Backup.ID, Target: r.p.Asked, Plan: r.p.fingerprint(), Started: r.o.Now().UTC().Truncate(time.Second)}
 	enter := func(phase string) error {
 		journal.Phase = phase
 		return r.own.writeDocument(filepath.Join(r.dir, JournalFile), journal)
@@ -150,11 +160,8 @@ func (r *restorer) restore(ctx context.Context) error {
 	if err := enter(phaseClear); err != nil {
 		return err
 	}
-	// From here on nothing can start here.
-	for _, name := range []string{"pg_control", unfinishedControl} {
-		if err := durable.Remove(filepath.Join(r.dir, "global", name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return err
-		}
+	if err := r.disable(); err != nil {
+		return err
 	}
 	if err := r.clear(ctx, m); err != nil {
 		return err
@@ -184,25 +191,47 @@ func (r *restorer) findOwner() error {
 	if os.Geteuid() != 0 {
 		return nil
 	}
-	if r.o.Owner != nil {
-		r.own = owner{int(r.o.Owner.UID), int(r.o.Owner.GID)}
-	} else {
-		path := r.dir
-		for {
-			uid, gid, err := postgres.OwnerOf(path)
-			if err == nil {
-				r.own = owner{int(uid), int(gid)}
-				break
-			}
-			if !errors.Is(err, fs.ErrNotExist) {
-				return err
-			}
-			path = filepath.Dir(path)
+	r.acct = r.o.Owner
+	for path := r.dir; r.acct == nil; path = filepath.Dir(path) {
+		acct, err := postgres.AccountOf(path)
+		if err == nil {
+			r.acct = &acct
+		} else if !errors.Is(err, fs.ErrNotExist) {
+			return err
 		}
 	}
+	r.own = owner{int(r.acct.UID), int(r.acct.GID)}
 	if r.own.uid == 0 {
 		return hint.Wrap(errors.New("the files would belong to root, as whom PostgreSQL refuses to run"),
 			"restore as the server's user, or into a directory that belongs to it")
+	}
+	return nil
+}
+
+// callable makes sure that the server's user may run pitr and read its configuration, as the restore_command has to: what
+// root may tells nothing of that.
+func (r *restorer) callable(ctx context.Context) error {
+	if r.acct == nil {
+		return nil
+	}
+	args := []string{"config", "show"}
+	if d := r.p.Destination; d.Config != "" {
+		args = append([]string{"--config", d.Config}, args...)
+	}
+	cmd := exec.CommandContext(ctx, r.p.Destination.Program, args...)
+	cmd.Dir = "/" // the user may not be let into this process's
+	if err := r.acct.RunAs(cmd); err != nil {
+		return err
+	}
+	var complaint bytes.Buffer
+	cmd.Stderr = &complaint
+	if err := cmd.Run(); err != nil {
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		return hint.Wrap(refused("%s, as whom the server will fetch its WAL, can't run %s with its configuration: %v: %s",
+			r.acct, r.p.Destination.Program, err, strings.TrimSpace(complaint.String())),
+			"let that user read the configuration, for example `chgrp GROUP FILE && chmod 640 FILE`")
 	}
 	return nil
 }
@@ -256,9 +285,53 @@ func (r *restorer) lookAgain(ctx context.Context) error {
 	if err := fresh.Err(); err != nil {
 		return err
 	}
-	if fresh.Layout.Replaces && !r.p.Layout.Replaces || fresh.Layout.Resumes != r.p.Layout.Resumes ||
+	was := &r.p.Layout
+	if now.WALLink != was.walLink || !slices.Equal(now.Links, was.links) || fresh.Layout.Replaces && !r.p.Layout.Replaces || fresh.Layout.Resumes != r.p.Layout.Resumes ||
 		fresh.Layout.Restored != r.p.Layout.Restored || fresh.Layout.PID != r.p.Layout.PID {
 		return refused("%s has changed since the plan was made", r.dir)
+	}
+	if was.Restored {
+		return nil // nothing is removed
+	}
+	for _, dir := range r.p.outside() {
+		if user, err := usedBy(dir); err != nil {
+			return err
+		} else if user != "" {
+			return refused("%s belongs to the server that runs in %s by now", dir, user)
+		}
+	}
+	return nil
+}
+
+// stopped refuses if a server runs in the directory.
+func (r *restorer) stopped() error {
+	pid, running, err := postgres.Running(r.dir)
+	if err == nil && running {
+		err = refused("a server was started in %s (process %d) since the plan was made", r.dir, pid)
+	}
+	return err
+}
+
+// disable makes sure that no server can start in the directory from here on, and that none has until here: without
+// pg_control none starts, and one that had read it before runs in the directory by then. That one keeps everything.
+func (r *restorer) disable() error {
+	control, aside := filepath.Join(r.dir, "global", "pg_control"), filepath.Join(r.dir, "global", unfinishedControl)
+	moved := true
+	err := durable.Rename(control, aside)
+	if errors.Is(err, fs.ErrNotExist) {
+		moved, err = false, nil
+	}
+	if err != nil {
+		return err
+	}
+	if err := r.stopped(); err != nil {
+		if moved {
+			err = errors.Join(err, durable.Rename(aside, control), durable.Remove(filepath.Join(r.dir, JournalFile)))
+		}
+		return err
+	}
+	if err := durable.Remove(aside); !errors.Is(err, fs.ErrNotExist) {
+		return err
 	}
 	return nil
 }
@@ -269,7 +342,8 @@ func versionDir(h *basebackup.Header) string {
 	return fmt.Sprintf("PG_%d_%d", h.ServerVersion/10000, h.CatalogVersion)
 }
 
-// unfinishedControl is what pg_control is called until everything else is on the disk.
+// unfinishedControl is what pg_control is called until everything else is on the disk, and what the old one is called until
+// it is certain that no server runs.
 const unfinishedControl = "pg_control.pitr"
 
 // noCheckpoint is a position that no WAL holds: the first segment of a cluster is never written. With it in pg_control, a

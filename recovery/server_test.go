@@ -203,7 +203,12 @@ func (h *house) flush() { h.t.Helper(); h.flushOf(h.Server) }
 // plan makes a plan for a directory beside the server.
 func (h *house) plan(target recovery.Target, d recovery.Destination) (*recovery.World, *recovery.Plan, error) {
 	h.t.Helper()
-	w, err := recovery.Observe(h.t.Context(), h.archive, recovery.Surroundings{BinDir: h.Bin.Dir})
+	return h.planLogged(recovery.Surroundings{BinDir: h.Bin.Dir}, target, d)
+}
+
+func (h *house) planLogged(s recovery.Surroundings, target recovery.Target, d recovery.Destination) (*recovery.World, *recovery.Plan, error) {
+	h.t.Helper()
+	w, err := recovery.Observe(h.t.Context(), h.archive, s)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -277,24 +282,6 @@ func digest(s *pgtest.Server) string {
 	}
 	d := md5.Sum([]byte(sum.String()))
 	return hex.EncodeToString(d[:])
-}
-
-// sound checks the pages and the indexes of a server, which it stops.
-func sound(t *testing.T, s *pgtest.Server) {
-	t.Helper()
-	if _, err := os.Stat(filepath.Join(s.Bin.Dir, "pg_amcheck")); err != nil {
-		// An installation without contrib: the server compares the checksums of all pages that it reads.
-		for _, rel := range pgtest.Query[string](s, "SELECT oid::regclass::text FROM pg_class WHERE relkind IN ('r', 't', 'm') ORDER BY oid") {
-			pgtest.QueryOne[int64](s, "SELECT count(*) FROM "+rel)
-		}
-		s.Stop(postgres.Fast)
-		return
-	}
-	s.Run("pg_amcheck", "--all", "--install-missing", "--heapallindexed")
-	s.Stop(postgres.Fast)
-	if out := s.Run("pg_checksums", "--check", s.Dir); !strings.Contains(out, "Bad checksums:  0") {
-		t.Errorf("pg_checksums: %s", out)
-	}
 }
 
 func rows(s *pgtest.Server) string {
@@ -398,7 +385,7 @@ func TestTargetsOnServers(t *testing.T) {
 					if got := pgtest.QueryOne[string](r.Server, "SHOW archive_mode"); got != "off" {
 						t.Errorf("archive_mode %s", got)
 					}
-					sound(t, r.Server)
+					r.Server.CheckPages()
 				})
 			}
 			t.Run("immediate", func(t *testing.T) {

@@ -44,7 +44,14 @@ func settings(p *Plan) ([]postgres.Setting, string, error) {
 	add("restore_command", command+" wal fetch %f %p")
 	add("recovery_end_command", "")
 	add("archive_cleanup_command", "")
-	add("recovery_target_timeline", strconv.FormatUint(uint64(p.Timeline), 10))
+	timeline := strconv.FormatUint(uint64(p.Timeline), 10)
+	if t := p.Target.Timeline; p.following() && t.Number == 0 && t.Word != TimelineCurrent {
+		timeline = TimelineLatest // it follows a promotion, too
+	}
+	add("recovery_target_timeline", timeline)
+	if !d.Standby {
+		add("recovery_min_apply_delay", "0") // a standby's, that a recovery would mind as well
+	}
 
 	name, value := "recovery_target_lsn", p.Stop.LSN.String()
 	switch {
@@ -63,9 +70,12 @@ func settings(p *Plan) ([]postgres.Setting, string, error) {
 		add(name, value)
 		add("recovery_target_inclusive", onOff(p.Stop.Inclusive))
 		add("recovery_target_action", string(p.Target.Action))
-		if p.Target.Action == Pause {
-			add("hot_standby", "on") // without it the server shuts down instead
-		}
+	}
+	if name != "" && p.Target.Action == Pause || d.Standby && d.Start {
+		add("hot_standby", "on") // without it the server shuts down instead, and a standby never can be asked
+	}
+	for _, x := range p.parametersRaised() {
+		add(x.name, strconv.Itoa(x.value))
 	}
 	signal := recoverySignal
 	if d.Standby {
@@ -109,6 +119,7 @@ func outside(p *Plan) []postgres.Setting {
 	add("log_destination", "stderr")
 	add("synchronous_standby_names", "")
 	add("max_logical_replication_workers", "0") // no subscription of the parent's is served
+	add("huge_pages", "try")                    // the parent may have them all
 	return s
 }
 

@@ -17,6 +17,9 @@ type View struct {
 	Unreadable []string
 	// Histories are those of all timelines that the archive knows, the first one included.
 	Histories map[wal.Timeline]wal.History
+	// Refused are the names under which contents were refused when they were to be archived, since others lay there, and nobody
+	// has recorded yet which one holds.
+	Refused []string
 	// Reach tells which WAL of a history joins on to from, which lies on timeline tli, without a gap.
 	Reach func(h wal.History, from wal.LSN) (Reach, error)
 	// Facts gives what the WAL of these segments tells from the record at from on, in the order of replay. Of segments whose
@@ -39,10 +42,10 @@ type View struct {
 type Reach struct {
 	Path []archive.Step
 	End  wal.LSN // of the last segment, or of the valid part of a partial one
-	// Gap is the name of the first segment that is missing although later WAL of the timeline is archived; empty: none.
+	// Gap is the name of the first segment that can't be had although the archive goes on; empty: none.
 	Gap string
-	// Conflict is the name of a segment, within reach, that is archived with several contents.
-	Conflict string
+	// Conflict: it is archived with several contents, and nobody has recorded which one holds. Else it is missing.
+	Conflict bool
 }
 
 // Contents is what a plan wants to know of a backup's manifest.
@@ -51,6 +54,7 @@ type Contents struct {
 	Fetch    int64    // bytes to read from packs
 	Write    int64    // bytes to write, less what stays a hole in a file
 	Missing  []string // packs that are not there, or too short
+	Config   configPlaces
 }
 
 // Place is what is found under a path.
@@ -75,5 +79,7 @@ type Place struct {
 	// WAL; empty: none.
 	UsedBy string
 	Free   int64 // bytes free where it is, or would be
-	Taken  int64 // bytes of what is there already
+	// Compresses: the file system there may, so that more fits.
+	Compresses bool
+	Taken      int64 // bytes of what is there already
 }

@@ -16,6 +16,7 @@ import (
 	"pitr/internal/postgres"
 	"pitr/internal/repo"
 	"pitr/internal/wal"
+	"pitr/recovery"
 	"pitr/storage"
 )
 
@@ -62,7 +63,8 @@ func (e *env) control(ctx context.Context) (wal.Control, bool, error) {
 }
 
 // repo opens the repository of the configured server, for reading. Where its data directory is gone
-// or new, the store tells which cluster is meant: the only one there, or systemID if that is not 0.
+// or new, the store tells which cluster is meant: the only one there, or systemID if that is not 0. An unfinished restore
+// in that directory tells it, too.
 func (e *env) repo(ctx context.Context, systemID uint64) (*repo.Repo, error) {
 	if systemID == 0 {
 		c, ok, err := e.control(ctx)
@@ -71,6 +73,10 @@ func (e *env) repo(ctx context.Context, systemID uint64) (*repo.Repo, error) {
 		}
 		if ok {
 			systemID = c.SystemID
+		} else if j, err := recovery.ReadJournal(e.Postgres.DataDir); err != nil {
+			return nil, err
+		} else if j != nil {
+			systemID = j.SystemID
 		}
 	}
 	if systemID == 0 {

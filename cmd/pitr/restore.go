@@ -153,7 +153,7 @@ func (a *app) restore(c *cobra.Command, f restoreFlags) (err error) {
 
 // planAndAct makes the plan from what the archive holds now, and carries it out or shows it.
 func (a *app) planAndAct(ctx context.Context, e *env, ar *archive.Archive, target recovery.Target, d recovery.Destination, f restoreFlags) (err error) {
-	w, err := recovery.Observe(ctx, ar, recovery.Surroundings{BinDir: e.Postgres.BinDir})
+	w, err := recovery.Observe(ctx, ar, recovery.Surroundings{BinDir: e.Postgres.BinDir, Log: a.log()})
 	if err != nil {
 		return err
 	}
@@ -390,6 +390,18 @@ func shellWord(s string) string {
 	return strings.ReplaceAll(postgres.ShellQuote(s), "%%", "%") // which are doubled for the server's commands
 }
 
+// optionsOf are the words that make pg_ctl pass on what the server has to be told, which it does by way of another shell.
+func optionsOf(p *recovery.Plan) string {
+	var words []string
+	for _, o := range p.ServerOptions() {
+		words = append(words, shellWord(o))
+	}
+	if len(words) == 0 {
+		return ""
+	}
+	return " -o " + shellWord(strings.Join(words, " "))
+}
+
 // resultText is what was done, for people.
 func resultText(r *restoreResult, user string) string {
 	var b strings.Builder
@@ -427,7 +439,7 @@ func resultText(r *restoreResult, user string) string {
 		line("start it with: pg_ctl -D %s -l %s start", shellWord(p.Layout.Dir), shellWord(filepath.Join(p.Layout.Dir, recovery.ServerLog)))
 		connect(d.SocketDir, d.Port)
 	case s == nil:
-		line("start it with: pg_ctl -D %s start", shellWord(p.Layout.Dir))
+		line("start it with: pg_ctl -D %s%s start", shellWord(p.Layout.Dir), optionsOf(p))
 		if !d.InPlace {
 			line("port, addresses and files outside of the directory are as the configuration that was backed up names them: beside its parent, change them first")
 		}
