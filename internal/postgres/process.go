@@ -134,7 +134,12 @@ func Start(ctx context.Context, c StartConfig) (*Process, error) {
 		defer close(p.done)
 		// Its output goes to a file, so that nothing but waiting can fail here, and how it ended is in ProcessState.
 		cmd.Wait()
-		p.exit = &ExitError{Code: cmd.ProcessState.ExitCode(), Log: lastWords(c, from, began)}
+		code := cmd.ProcessState.ExitCode()
+		lag := collectorLag
+		if code == 0 {
+			lag = 0
+		}
+		p.exit = &ExitError{Code: code, Log: lastWords(c, from, began, lag)}
 		if ws, ok := cmd.ProcessState.Sys().(syscall.WaitStatus); ok && ws.Signaled() {
 			p.exit.Signal = ws.Signal()
 		}
@@ -246,10 +251,20 @@ func openLog(path string, acct Account) (*os.File, error) {
 // lastLines is how many lines of a failed server's log an error carries.
 const lastLines = 15
 
+// collectorLag is how long a server that ended is waited for to have said why. Its logging collector outlives it a little.
+const collectorLag = time.Second
+
 // lastWords returns the end of what a server logged since it began: in its log file from offset from on, and, where the
-// logging collector took over, in the newest file named by current_logfiles.
-func lastWords(c StartConfig, from int64, began time.Time) string {
-	return strings.Join(logged(c, from, began, lastLines), "\n")
+// logging collector took over, in the newest file named by current_logfiles, for whose last line it waits as long as lag.
+func lastWords(c StartConfig, from int64, began time.Time, lag time.Duration) string {
+	for end := time.Now().Add(lag); ; time.Sleep(20 * time.Millisecond) {
+		words := strings.Join(logged(c, from, began, lastLines), "\n")
+		_, collected := collectorLog(c.DataDir, began)
+		// In some languages it is said otherwise: then the time passes.
+		if !collected || strings.Contains(words, "FATAL:") || strings.Contains(words, "PANIC:") || time.Now().After(end) {
+			return words
+		}
+	}
 }
 
 // LastLogged returns the last lines, at most n of them, that a server has logged which was started with this LogFile: there,
