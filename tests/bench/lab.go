@@ -28,6 +28,8 @@ type lab struct {
 	cred   *syscall.Credential
 	server *exec.Cmd
 	agent  *exec.Cmd
+
+	segments []string // of WAL, for the drains
 }
 
 const port = "54329" // only names the socket file: the server listens on no network
@@ -173,7 +175,8 @@ CREATE INDEX ON text (id)`, rows)); err != nil {
 }
 
 // makeSegments lets the server write real WAL of pgbench's kind until enough segments are full,
-// and keeps them in pg_wal: the archiver's own marks are set back for each drain.
+// and keeps them in pg_wal: the archiver's own marks are set back for each drain. Those that a backup ends early, which
+// are empty for the most part, are not among them.
 func (l *lab) makeSegments() error {
 	if _, err := l.sql("ALTER SYSTEM SET wal_keep_size = '4GB'", "SELECT pg_reload_conf()", "SELECT pg_switch_wal()"); err != nil {
 		return err
@@ -195,6 +198,7 @@ func (l *lab) makeSegments() error {
 			return err
 		}
 		if len(done) >= l.o.segments {
+			l.segments = done[:l.o.segments]
 			l.say("%d segments of WAL written", len(done))
 			return nil
 		}
