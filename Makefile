@@ -27,7 +27,7 @@ build:
 	go build $(BUILDFLAGS) -o bin/pitr ./cmd/pitr
 
 deps:
-	./tests/deps/run postgresql
+	./tests/deps/run postgresql s3 azurite swift
 
 demo: deps build
 	./tests/demo/run

@@ -1,5 +1,5 @@
-// Package storage keeps objects in a bucket: a directory, later the object stores of the clouds, whose SDKs only this
-// package imports. It knows nothing of what the objects hold; names, formats and retention are its callers'.
+// Package storage keeps objects in a bucket: a directory or an object store of the clouds, whose SDKs only this package
+// imports. It knows nothing of what the objects hold; names, formats and retention are its callers'.
 //
 // An object is written once, whole or not at all, and never changes. Everything else the package promises is said at
 // Bucket and proven for every driver and decorator by storagetest.TestBucket.
@@ -76,7 +76,7 @@ type Bucket interface {
 	List(ctx context.Context, prefix, after string) iter.Seq2[Object, error]
 
 	// Delete removes the objects, durably when it returns nil. Keys that are not there are ignored. After an error some
-	// may be gone, in the order given; it can be repeated.
+	// may be gone, the last key only if all others are; it can be repeated.
 	Delete(ctx context.Context, keys ...string) error
 
 	// Capabilities says what this store promises. It writes nothing: what only writing can tell is known from the first
@@ -96,7 +96,8 @@ const maxComponent = 255
 const maxKey = 768
 
 // CheckKey returns ErrInvalidKey, with the reason, unless key can name an object in every kind of store: components of 1
-// to 255 bytes, separated by "/", together at most 768 bytes of UTF-8 without NUL. No component may begin with a dot:
+// to 255 bytes, separated by "/", together at most 768 bytes of UTF-8 without NUL and without the other characters that XML
+// 1.0, in which the clouds' stores list, does not have: control characters but tab, line feed and carriage return. No component may begin with a dot:
 // that shuts out "." and "..", and leaves such names to the stores' own files.
 //
 // A key cannot at the same time name an object and be the beginning, up to a "/", of another object's key: "a" and "a/b"
@@ -112,6 +113,8 @@ func CheckKey(key string) error {
 		return bad("it is not UTF-8")
 	case strings.ContainsRune(key, 0):
 		return bad("it contains a NUL")
+	case strings.ContainsFunc(key, notInXML):
+		return bad("it contains a control character")
 	}
 	for c := range strings.SplitSeq(key, "/") {
 		switch {
@@ -124,6 +127,11 @@ func CheckKey(key string) error {
 		}
 	}
 	return nil
+}
+
+// notInXML: see "Char" in the recommendation, https://www.w3.org/TR/xml/#charsets.
+func notInXML(r rune) bool {
+	return r < ' ' && r != '\t' && r != '\n' && r != '\r' || r == '\uFFFE' || r == '\uFFFF'
 }
 
 // errTemporary marks errors that a second try may not meet again.

@@ -24,7 +24,7 @@ const module = "pitr"
 var order = [][]string{
 	{"internal/hint", "internal/durable", "internal/wal"},
 	{"storage", "internal/postgres", "cluster", "internal/agent/client"},
-	{"internal/repo", "cluster/dcs", "cluster/guard", "cluster/proxy", "internal/postgres/pgtest", "storage/storagetest"},
+	{"internal/repo", "cluster/dcs", "cluster/guard", "cluster/proxy", "internal/postgres/pgtest", "storage/storagetest", "storage/storagetest/s3server"},
 	{"archive", "archive/dump", "cluster/client"},
 	{"basebackup"},
 	{"recovery"},
@@ -33,7 +33,7 @@ var order = [][]string{
 	{"internal/agent"},
 	{"internal/api", "internal/api/web"},
 	{"cmd/pitr"},
-	{"tests"}, // and everything below it
+	{"tests"}, // and everything below it, as below storagetest
 }
 
 // fences name who alone may import what.
@@ -41,7 +41,7 @@ var fences = []struct {
 	imports []string // path or anything below it
 	only    []string
 }{
-	{[]string{"github.com/aws", "github.com/Azure", "github.com/ncw/swift", "github.com/gophercloud", "github.com/minio", "cloud.google.com"}, []string{"storage"}},
+	{[]string{"github.com/aws", "github.com/Azure", "github.com/ncw/swift", "github.com/gophercloud", "github.com/minio", "cloud.google.com"}, []string{"storage", "storage/storagetest/azureserver"}},
 	{[]string{"github.com/jackc"}, []string{"internal/postgres", "internal/postgres/pgtest"}},
 	{[]string{"go.etcd.io"}, []string{"cluster/dcs"}},
 	{[]string{"github.com/robfig/cron"}, []string{"internal/agent", "internal/config"}},
@@ -57,7 +57,7 @@ var world = []string{"os", "net", "syscall", "path/filepath", "io/ioutil", "plug
 // clock is what a pure package may not call of package time. Its types are values and are allowed.
 var clock = []string{"Now", "Since", "Until", "After", "AfterFunc", "Sleep", "Tick", "NewTimer", "NewTicker"}
 
-// forTests are packages for tests alone.
+// forTests are packages for tests alone, with everything below them.
 var forTests = []string{"internal/postgres/pgtest", "storage/storagetest"}
 
 // shapeless are names that say nothing about what a package owns.
@@ -188,8 +188,10 @@ func breaches(files map[string]string) []string {
 
 // group is the place of a package in the order, -1 if it has none.
 func group(dir string) int {
-	if strings.HasPrefix(dir, "tests/") {
-		dir = "tests"
+	for _, d := range []string{"tests", "storage/storagetest"} {
+		if within(dir, d) {
+			dir = d
+		}
 	}
 	return slices.IndexFunc(order, func(g []string) bool { return slices.Contains(g, dir) })
 }
@@ -200,7 +202,7 @@ func wrongImport(dir, imported string, test bool) []string {
 	if own, ok := strings.CutPrefix(imported, module+"/"); ok {
 		inTests := test || dir == "tests" || strings.HasPrefix(dir, "tests/")
 		switch {
-		case slices.Contains(forTests, own):
+		case slices.ContainsFunc(forTests, func(p string) bool { return within(own, p) }):
 			if !inTests {
 				why = append(why, "imports "+own+", which is for tests")
 			}
@@ -301,7 +303,7 @@ func TestRulesCatch(t *testing.T) {
 		{"pgx", map[string]string{"archive/a_test.go": doc + "package archive\nimport _ \"github.com/jackc/pgx/v5/pgconn\""},
 			[]string{"archive/a_test.go: imports github.com/jackc/pgx/v5/pgconn, which only internal/postgres and internal/postgres/pgtest may"}},
 		{"cloud", map[string]string{"internal/repo/a.go": doc + "package repo\nimport _ \"github.com/aws/aws-sdk-go-v2/service/s3\""},
-			[]string{"internal/repo/a.go: imports github.com/aws/aws-sdk-go-v2/service/s3, which only storage may"}},
+			[]string{"internal/repo/a.go: imports github.com/aws/aws-sdk-go-v2/service/s3, which only storage and storage/storagetest/azureserver may"}},
 		{"etcd", map[string]string{"cluster/manager/a.go": doc + "package manager\nimport _ \"go.etcd.io/etcd/client/v3\""},
 			[]string{"cluster/manager/a.go: imports go.etcd.io/etcd/client/v3, which only cluster/dcs may"}},
 		{"cron", map[string]string{"cmd/pitr/a.go": doc + "package main\nimport _ \"github.com/robfig/cron/v3\""},

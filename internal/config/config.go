@@ -139,7 +139,6 @@ func Default() Config {
 		},
 		Storage: storage.Config{
 			URL: "file:///var/lib/pitr/repo",
-			S3:  storage.S3Config{Region: "us-east-1"},
 		},
 		Archive: Archive{Workers: 2, Timeout: Duration(time.Minute)},
 		Backup: Backup{
