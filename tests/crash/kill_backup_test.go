@@ -89,6 +89,8 @@ func TestKilledBackup(t *testing.T) {
 
 	cancel()
 	load.Wait()
+	// What the killed load had sent is done to its end.
+	l.server.Await("SELECT NOT EXISTS (SELECT FROM pg_stat_activity WHERE application_name = 'pgbench')")
 	want := content(l.server)
 	l.flush()
 	for _, id := range []string{listed[0].ID, newest} {
