@@ -54,8 +54,8 @@ func (e *agentEnv) backup(ctx context.Context) error {
 	return nil
 }
 
-// prune applies retention as `pitr prune --yes` does.
-func (e *agentEnv) prune(ctx context.Context) error {
+// withArchive runs f on the archive, if there is one.
+func (e *agentEnv) withArchive(ctx context.Context, f func(*env, *archive.Archive) error) error {
 	env, err := openEnv(ctx, e.Config)
 	if err != nil {
 		return err
@@ -69,44 +69,40 @@ func (e *agentEnv) prune(ctx context.Context) error {
 	}
 	ar := env.archive(r, e.log)
 	defer ar.Close()
-	p, err := env.planPrune(ctx, ar, time.Now())
-	if err != nil {
-		return err
-	}
-	for _, l := range p.lines() {
-		if strings.HasPrefix(l, "delete ") {
-			e.log.Info("retention: " + strings.TrimSpace(l))
+	return f(env, ar)
+}
+
+// prune applies retention as `pitr prune --yes` does.
+func (e *agentEnv) prune(ctx context.Context) error {
+	return e.withArchive(ctx, func(env *env, ar *archive.Archive) error {
+		p, err := env.planPrune(ctx, ar, time.Now())
+		if err != nil {
+			return err
 		}
-	}
-	done, err := p.run(ctx)
-	if err != nil {
-		return err
-	}
-	e.log.Info("retention: " + done)
-	return p.blocked
+		for _, l := range p.lines() {
+			if strings.HasPrefix(l, "delete ") {
+				e.log.Info("retention: " + strings.TrimSpace(l))
+			}
+		}
+		done, err := p.run(ctx)
+		if err != nil {
+			return err
+		}
+		e.log.Info("retention: " + done)
+		return p.blocked
+	})
 }
 
 // rollUp rolls up the indexes of new WAL, so that plans over much of it take seconds.
 func (e *agentEnv) rollUp(ctx context.Context) error {
-	env, err := openEnv(ctx, e.Config)
-	if err != nil {
-		return err
-	}
-	r, err := env.repo(ctx, 0)
-	if errors.Is(err, repo.ErrNoRepository) {
-		return nil // nor anything in it
-	}
-	if err != nil {
-		return err
-	}
-	ar := env.archive(r, e.log)
-	defer ar.Close()
-	done, err := ar.RollUp(ctx, false)
-	if err != nil {
-		return err
-	}
-	if done != (archive.RolledUp{}) {
-		e.log.Info("WAL indexes rolled up", "objects", done.Written, "replaced", done.Removed)
-	}
-	return nil
+	return e.withArchive(ctx, func(_ *env, ar *archive.Archive) error {
+		done, err := ar.RollUp(ctx, false)
+		if err != nil {
+			return err
+		}
+		if done != (archive.RolledUp{}) {
+			e.log.Info("WAL indexes rolled up", "objects", done.Written, "replaced", done.Removed)
+		}
+		return nil
+	})
 }

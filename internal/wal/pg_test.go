@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"os"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -268,6 +269,9 @@ func TestAgainstWaldump(t *testing.T) {
 		}
 	})
 	if !compared {
+		if os.Getenv("PITR_TEST_PG_BINDIRS") == "" {
+			t.Fatal("the distribution's server comes without pg_waldump")
+		}
 		t.Skip("no server in PITR_TEST_PG_BINDIRS has pg_waldump")
 	}
 }
